@@ -1,0 +1,37 @@
+# Words: install run test check fix bench docs. All of them work in .venv/, which `make install` makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build is enough for the tests and the bundled models; a GPU machine sets TORCH="torch" or installs its own build.
+TORCH ?= torch==2.13.0
+
+.PHONY: install run test check fix bench docs clean
+.DEFAULT_GOAL := run
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+run: install
+	@$(BIN)/martlet tour
+
+test: install
+	$(BIN)/python -m pytest -m "not gpu and not browser"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)

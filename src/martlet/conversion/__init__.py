@@ -1,0 +1,1 @@
+"""Foreign checkpoints into our model folder, one tensor in memory at a time."""

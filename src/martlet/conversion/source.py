@@ -1,0 +1,47 @@
+"""What a foreign checkpoint looks like once it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from martlet.quantization.scheme import Weight
+
+__all__ = ["Source", "TokenizerFiles"]
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """Which tokenizer class reads which files: {name in our folder: file at the source}.
+
+    ``kind`` is "cpm1", "cpm2", "cpm2-bilingual", "eva" or "huggingface".
+    """
+
+    kind: str
+    files: dict[str, Path]
+
+
+class Source(Protocol):
+    """A foreign checkpoint: its configuration in our words, and its tensors under our names.
+
+    ``family`` is "cpm1", "cpm2", "eva", "gpt2" or "t5" and decides prompt formats.
+    ``config`` is our config.json: Hugging Face's field names for that architecture.
+    ``tokenizer`` is None where the source has no vocabulary beside it.
+    """
+
+    format_name: str
+    family: str
+    config: dict[str, Any]
+    tokenizer: TokenizerFiles | None
+
+    def tensor(self, name: str) -> Weight:
+        """The tensor of that name in our model folder, merged, cut and turned as our layout has it.
+
+        Linear weights come as (out_features, in_features). A source that is int8 already gives a
+        QuantizedTensor. The caller drops it before it asks for the next one.
+
+        Raises:
+            ModelFileError: the source has no such tensor, or it has the wrong shape or type.
+        """
+        ...

@@ -1,0 +1,93 @@
+"""Every error that Martlet raises on purpose.
+
+Each class knows the process exit code and the HTTP status that go with it, so that the
+command line and the server need no table of their own. A message says what happened, what
+was found, what the limit is, and what to do next, in one line.
+
+    MartletError                    1 / 500
+      UsageError                    2 / 400   the call is wrong: a flag, an argument, a text
+        ContextLengthError          2 / 400   the prompt does not fit into the model's context
+      ModelNotFoundError            3 / 404   no model of that name or at that path
+      CapacityError                 4 / 507   memory does not suffice
+      DownloadError                 5 / 502   a download failed or did not verify
+      DiskFullError                 5 / 507   a file could not be written for want of space
+      ModelFileError                6 / 500   a model file is damaged, hostile or not supported
+        VocabularyError             6 / 500   tokenizer and weights do not belong together
+      ServerUnreachableError        7 / 502   no server answered
+"""
+
+__all__ = [
+    "CapacityError",
+    "ContextLengthError",
+    "DiskFullError",
+    "DownloadError",
+    "MartletError",
+    "ModelFileError",
+    "ModelNotFoundError",
+    "ServerUnreachableError",
+    "UsageError",
+    "VocabularyError",
+]
+
+
+class MartletError(Exception):
+    """Root of all errors raised on purpose; its message is meant for the user."""
+
+    exit_code = 1
+    http_status = 500
+
+
+class UsageError(MartletError):
+    """A flag, an argument or a text is not valid."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class ContextLengthError(UsageError):
+    """The prompt (plus what was asked for) is longer than the model's context."""
+
+
+class ModelNotFoundError(MartletError):
+    """No bundled model of that name and no model folder at that path."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class CapacityError(MartletError):
+    """The plan does not fit into the memory that is there."""
+
+    exit_code = 4
+    http_status = 507
+
+
+class DownloadError(MartletError):
+    """A file could not be fetched, or what arrived does not verify."""
+
+    exit_code = 5
+    http_status = 502
+
+
+class DiskFullError(MartletError):
+    """There is no room for the files to be written."""
+
+    exit_code = 5
+    http_status = 507
+
+
+class ModelFileError(MartletError):
+    """A model file is truncated, malformed, hostile, or of a kind that is not supported."""
+
+    exit_code = 6
+
+
+class VocabularyError(ModelFileError):
+    """The vocabulary does not belong to the weights."""
+
+
+class ServerUnreachableError(MartletError):
+    """No Martlet server answers at that address."""
+
+    exit_code = 7
+    http_status = 502

@@ -1,0 +1,1 @@
+"""Architectures: what a block computes. They do not know where weights live."""

@@ -1,0 +1,118 @@
+"""What every architecture offers, so that loading, planning and generation need to know no model.
+
+A model is ``embed``, a row of blocks, ``head``: each a pure function of weights, hidden state and
+cache. The memory side hands out the weights block by block; only the generator joins the two.
+An encoder-decoder model has two stacks of blocks, a decoder-only model has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from martlet.layers.kv_cache import KVCache
+from martlet.quantization.scheme import Weight
+
+__all__ = ["FIXED", "Architecture", "BlockSpec", "Stack", "TensorKind", "TensorSpec", "Weights"]
+
+Stack = Literal["encoder", "decoder"]
+# linear: (out_features, in_features), may be quantised; embedding: (rows, hidden_size), may be
+# quantised, one scale a row; other: norms, biases, position tables, always float.
+TensorKind = Literal["linear", "embedding", "other"]
+Weights = Mapping[str, Weight]
+
+FIXED = "fixed"
+"""Name of the block of weights that belong to no layer: embeddings, final norms, head."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a block: its name inside the block, its shape and what it is for."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: TensorKind
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The tensors that move together.
+
+    ``name`` is "fixed", "encoder.3" or "decoder.0". A tensor's name in the file is
+    ``prefix + tensor.name``; inside the block's ``Weights`` the key is ``tensor.name``.
+    """
+
+    name: str
+    prefix: str
+    tensors: tuple[TensorSpec, ...]
+
+
+class Architecture(Protocol):
+    """One model architecture with its configuration; holds no weights.
+
+    ``max_positions`` is the hard limit of positions (learned position table), or None where
+    positions are relative. ``has_encoder`` tells an encoder-decoder model.
+    """
+
+    model_type: str
+    vocab_size: int
+    max_positions: int | None
+    has_encoder: bool
+
+    def block_specs(self) -> tuple[BlockSpec, ...]:
+        """All blocks in file order: fixed, encoder.0.., decoder.0.. ."""
+        ...
+
+    def num_blocks(self, stack: Stack) -> int:
+        """Number of blocks in a stack; 0 for the encoder of a decoder-only model."""
+        ...
+
+    def new_cache(self, num_slots: int, max_tokens: int, like: Tensor) -> KVCache:
+        """An empty static cache for ``num_slots`` sequences of at most ``max_tokens`` tokens.
+
+        ``like`` gives dtype and device.
+        """
+        ...
+
+    def embed(
+        self,
+        fixed: Weights,
+        stack: Stack,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Enter a stack: the hidden state, and what all blocks of this pass share (masks, bias).
+
+        Positions continue after what the cache holds of each slot. ``lengths`` tells how many of
+        the tokens of each row are real (padding stands at the right); None means all.
+
+        Shapes:
+            token_ids: (batch, num_tokens) int64
+            lengths: (batch,) int64
+            return: (batch, num_tokens, hidden_size), and an opaque value to hand to ``block``
+        """
+        ...
+
+    def block(
+        self,
+        stack: Stack,
+        index: int,
+        weights: Weights,
+        hidden: Tensor,
+        step: Any,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """One block: the new hidden state, same shape; keys and values go into the cache."""
+        ...
+
+    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
+        """Leave a stack.
+
+        Encoder: the final norm, (batch, num_tokens, hidden_size), which goes to
+        ``KVCache.set_encoder_output``. Decoder: logits, (batch, num_tokens, vocab_size) float32.
+        """
+        ...

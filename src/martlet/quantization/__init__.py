@@ -1,0 +1,1 @@
+"""What a quantised weight is: schemes and their bit layouts."""
