@@ -1,0 +1,1 @@
+"""Making weights smaller, and measuring what that costs."""
