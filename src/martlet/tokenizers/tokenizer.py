@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["SpecialTokens", "Tokenizer"]
+__all__ = ["PieceTokenizer", "SpecialTokens", "Tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class SpecialTokens:
 
     ``sentinels`` are <s_0>, <s_1>, ... of the CPM-2 and EVA vocabularies (<extra_id_0>, ... of T5).
     ``eos`` ends a document: <eod> for CPM, <sep> for EVA, </s> for T5.
+    ``others`` are control ids without a role above, such as CPM's </s> and <go>.
     """
 
     unk: int | None = None
@@ -24,15 +26,21 @@ class SpecialTokens:
     sep: int | None = None
     mask: int | None = None
     sentinels: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
 
     def control_ids(self) -> frozenset[int]:
         """All ids above: tokens that carry no text."""
         single = (self.unk, self.bos, self.eos, self.pad, self.sep, self.mask)
-        return frozenset(i for i in (*single, *self.sentinels) if i is not None)
+        many = (*self.sentinels, *self.others)
+        return frozenset(i for i in (*single, *many) if i is not None)
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Special tokens typed in text are text: they never become control ids."""
+    """Text to ids and back. Special tokens typed in text are text: they never become control ids.
+
+    ``vocab_size`` counts the entries of the vocabulary, gaps and control tokens included; ids at or
+    past it (rows that pad an embedding table) decode to nothing.
+    """
 
     vocab_size: int
     special: SpecialTokens
@@ -41,14 +49,43 @@ class Tokenizer(Protocol):
         """The ids of a text; adds no special token."""
         ...
 
+    def start_decoding(self) -> Callable[[int], bytes]:
+        """A function for one text: given the next id, it returns the UTF-8 bytes this id adds."""
+        ...
+
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of ids; control ids give nothing."""
+        """The text of ids; control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
         ...
 
     def decode_bytes(self, token_ids: Sequence[int]) -> bytes:
         """UTF-8 bytes of ids, which may end inside a character (byte-level vocabularies).
 
-        ``decode(ids)`` equals ``decode_bytes(ids)`` decoded, and the bytes of a longer id list start
-        with those of a shorter one, so that text can be streamed.
+        ``decode(ids)`` equals ``decode_bytes(ids)`` decoded, and the bytes of a longer id list
+        start with those of a shorter one, so that text can be streamed. A space that a vocabulary
+        puts before the first word is left out where the text begins and nowhere else; a space
+        that depends on both neighbours is written with the right one.
         """
         ...
+
+
+class PieceTokenizer(ABC):
+    """Derives both decodings from ``start_decoding``, so that they agree by construction."""
+
+    vocab_size: int
+    special: SpecialTokens
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; adds no special token."""
+
+    @abstractmethod
+    def start_decoding(self) -> Callable[[int], bytes]:
+        """A function for one text: given the next id, it returns the UTF-8 bytes this id adds."""
+
+    def decode_bytes(self, token_ids: Sequence[int]) -> bytes:
+        """UTF-8 bytes of ids, which may end inside a character; see ``Tokenizer``."""
+        return b"".join(map(self.start_decoding(), token_ids))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids; control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
+        return self.decode_bytes(token_ids).decode("utf-8", "replace")
