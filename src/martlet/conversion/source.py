@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from martlet.quantization.scheme import Weight
 
 __all__ = ["Source", "TokenizerFiles"]
@@ -27,19 +29,30 @@ class Source(Protocol):
 
     ``family`` is "cpm1", "cpm2", "eva", "gpt2" or "t5" and decides prompt formats.
     ``config`` is our config.json: Hugging Face's field names for that architecture.
-    ``tokenizer`` is None where the source has no vocabulary beside it.
+    ``generation`` holds sampling defaults (generation_config.json), ``tokenizer`` is None where
+    the source has no vocabulary beside it.
     """
 
     format_name: str
     family: str
     config: dict[str, Any]
+    generation: dict[str, Any]
     tokenizer: TokenizerFiles | None
+
+    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
+        """Element type of a tensor, and that of its scales if it is int8 already; reads no data.
+
+        Raises:
+            ModelFileError: the source has no such tensor.
+        """
+        ...
 
     def tensor(self, name: str) -> Weight:
         """The tensor of that name in our model folder, merged, cut and turned as our layout has it.
 
         Linear weights come as (out_features, in_features). A source that is int8 already gives a
-        QuantizedTensor. The caller drops it before it asks for the next one.
+        QuantizedTensor. The caller drops it before it asks for the next one, because a source may
+        give back the memory behind it then.
 
         Raises:
             ModelFileError: the source has no such tensor, or it has the wrong shape or type.

@@ -1,0 +1,205 @@
+"""martlet.json, the manifest of a model folder: what the weights are and where each block lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from martlet.checkpoint.safetensors import MAX_ENTRIES, check_tensor_name
+from martlet.checkpoint.shards import plain_file_name, read_json_object
+from martlet.errors import ModelFileError
+
+__all__ = [
+    "FAMILIES",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "BlockEntry",
+    "FileEntry",
+    "Manifest",
+    "TokenizerEntry",
+    "read_manifest",
+]
+
+MANIFEST_NAME = "martlet.json"
+FORMAT_VERSION = 1
+FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "t5")
+_QUANTIZE = ("none", "int8")
+_MAX_BLOCKS = 10_000
+_MAX_OFFSET = 1 << 50
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """The kind of tokenizer and the files in the folder that it reads."""
+
+    kind: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """One block: a contiguous range of one file.
+
+    ``tensors`` are names as in the file, in file order, scales included.
+
+    Units:
+        offset: bytes from the start of the file.
+    """
+
+    name: str
+    prefix: str
+    file: str
+    offset: int
+    nbytes: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and digest of a file of the folder."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest, checked."""
+
+    family: str
+    quantize: str
+    tokenizer: TokenizerEntry | None
+    blocks: tuple[BlockEntry, ...]
+    files: Mapping[str, FileEntry]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that martlet.json holds."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "family": self.family,
+            "quantize": self.quantize,
+            "tokenizer": None if self.tokenizer is None else asdict(self.tokenizer),
+            "blocks": [asdict(block) for block in self.blocks],
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+        }
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The checked manifest at a path.
+
+    Raises:
+        ModelFileError: unreadable, malformed, or written by a newer format.
+    """
+    raw = read_json_object(path)
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: format_version is {version!r:.40}, this Martlet reads {FORMAT_VERSION}"
+        )
+    check = _Check(path)
+    manifest = Manifest(
+        family=check.choice(raw, "family", FAMILIES),
+        quantize=check.choice(raw, "quantize", _QUANTIZE),
+        tokenizer=_tokenizer(check, raw.get("tokenizer")),
+        blocks=tuple(_block(check, item) for item in check.items(raw, "blocks", _MAX_BLOCKS)),
+        files=_files(check, raw.get("files")),
+    )
+    _check_names(check, manifest)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Fields of untrusted JSON objects, or an error that names the manifest and the field."""
+
+    path: Path
+
+    def fail(self, problem: str) -> ModelFileError:
+        return ModelFileError(f"{self.path}: {problem}")
+
+    def mapping(self, value: object, what: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            raise self.fail(f"{what} is not an object")
+        return value
+
+    def choice(self, raw: dict[str, object], key: str, choices: tuple[str, ...]) -> str:
+        value = raw.get(key)
+        if value not in choices:
+            raise self.fail(f"{key} is {value!r:.40}, expected one of {', '.join(choices)}")
+        return str(value)
+
+    def text(self, raw: dict[str, object], key: str) -> str:
+        value = raw.get(key)
+        if not isinstance(value, str) or (value and check_tensor_name(value)):
+            raise self.fail(f"{key} is {value!r:.40}, not a name")
+        return value
+
+    def size(self, raw: dict[str, object], key: str) -> int:
+        value = raw.get(key)
+        if type(value) is not int or not 0 <= value <= _MAX_OFFSET:
+            raise self.fail(f"{key} is {value!r:.40}, not a number of bytes")
+        return value
+
+    def items(self, raw: dict[str, object], key: str, limit: int) -> list[object]:
+        value = raw.get(key)
+        if not isinstance(value, list) or len(value) > limit:
+            raise self.fail(f"{key} is not a list of at most {limit:,} entries")
+        return value
+
+    def file_name(self, value: object) -> str:
+        if not plain_file_name(value):
+            raise self.fail(f"{value!r:.80} is not a plain file name")
+        return str(value)
+
+
+def _tokenizer(check: _Check, value: object) -> TokenizerEntry | None:
+    if value is None:
+        return None
+    raw = check.mapping(value, "tokenizer")
+    files = tuple(check.file_name(name) for name in check.items(raw, "files", 100))
+    return TokenizerEntry(kind=check.text(raw, "kind"), files=files)
+
+
+def _block(check: _Check, value: object) -> BlockEntry:
+    raw = check.mapping(value, "a block")
+    tensors = []
+    for name in check.items(raw, "tensors", MAX_ENTRIES):
+        if not isinstance(name, str) or check_tensor_name(name):
+            raise check.fail(f"{name!r:.40} is not a tensor name")
+        tensors.append(name)
+    return BlockEntry(
+        name=check.text(raw, "name"),
+        prefix=check.text(raw, "prefix"),
+        file=check.file_name(raw.get("file")),
+        offset=check.size(raw, "offset"),
+        nbytes=check.size(raw, "nbytes"),
+        tensors=tuple(tensors),
+    )
+
+
+def _files(check: _Check, value: object) -> dict[str, FileEntry]:
+    files = {}
+    for name, entry in check.mapping(value, "files").items():
+        raw = check.mapping(entry, f"files entry {name!r:.40}")
+        digest = raw.get("sha256")
+        if not isinstance(digest, str) or len(digest) != 64 or not digest.isalnum():
+            raise check.fail(f"the sha256 of {name!r:.40} is {digest!r:.80}")
+        files[check.file_name(name)] = FileEntry(check.size(raw, "size_bytes"), digest)
+    return files
+
+
+def _check_names(check: _Check, manifest: Manifest) -> None:
+    names = [block.name for block in manifest.blocks]
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise check.fail("blocks are missing, have no name or have the same name twice")
+    named = {block.file for block in manifest.blocks} | {"config.json"}
+    if manifest.tokenizer is not None:
+        named.update(manifest.tokenizer.files)
+    if missing := sorted(named - manifest.files.keys()):
+        raise check.fail(f"files does not list {', '.join(missing)}")
+    for block in manifest.blocks:
+        for name in block.tensors:
+            if not name.startswith(block.prefix):
+                raise check.fail(f"{name} is in block {block.name} without its prefix")

@@ -1,0 +1,231 @@
+"""Martlet's model folder: configuration, weights in movable blocks, tokenizer files, one manifest.
+
+docs/format.md describes the files byte by byte; ``writer.py`` writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from martlet.checkpoint.manifest import (
+    MANIFEST_NAME,
+    BlockEntry,
+    Manifest,
+    TokenizerEntry,
+    read_manifest,
+)
+from martlet.checkpoint.safetensors import Header, TensorEntry, TensorMap, read_header
+from martlet.checkpoint.shards import inside_folder, read_json_object
+from martlet.errors import ModelFileError, ModelNotFoundError
+from martlet.quantization.scheme import QuantizedTensor, Weight
+
+__all__ = ["SCALE_SUFFIX", "BlockTensor", "Store", "VerifyProgress", "open_store"]
+
+SCALE_SUFFIX = "_scale"
+GENERATION_NAME = "generation_config.json"
+_HASH_CHUNK_BYTES = 8 << 20
+
+VerifyProgress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, name of the file or tensor)."""
+
+
+@dataclass(frozen=True)
+class BlockTensor:
+    """One tensor of a block, for executors that move a block as one run of bytes.
+
+    ``name`` is the key inside the block; the scale of an int8 tensor is an entry of its own.
+
+    Units:
+        offset: bytes from the start of the block.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Store:
+    """An opened model folder. Made by ``open_store``; weights are views of the mapped files.
+
+    ``generation`` holds the sampling defaults that came with the model, empty if there are none.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, maps: dict[str, TensorMap]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._maps = maps
+        self._blocks = {block.name: block for block in manifest.blocks}
+        self.config: dict[str, Any] = read_json_object(folder / "config.json")
+        has_generation = GENERATION_NAME in manifest.files
+        self.generation: dict[str, Any] = (
+            read_json_object(folder / GENERATION_NAME) if has_generation else {}
+        )
+
+    @property
+    def family(self) -> str:
+        """Which prompt formats fit: "cpm1", "cpm2", "eva", "gpt2" or "t5"."""
+        return self.manifest.family
+
+    @property
+    def quantize(self) -> str:
+        """What the weights are: "int8" or "none"."""
+        return self.manifest.quantize
+
+    @property
+    def tokenizer(self) -> TokenizerEntry | None:
+        """Kind and file names of the tokenizer; the files lie in ``folder``."""
+        return self.manifest.tokenizer
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """All blocks in file order."""
+        return tuple(self._blocks)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.nbytes for block in self.manifest.blocks)
+
+    def block_nbytes(self, name: str) -> int:
+        """Bytes of one block as it lies in the file, alignment gaps included."""
+        return self._blocks[name].nbytes
+
+    def block_file(self, name: str) -> tuple[Path, int, int]:
+        """File, offset and size in bytes of one block: one contiguous range."""
+        block = self._blocks[name]
+        return self.folder / block.file, block.offset, block.nbytes
+
+    def block_bytes(self, name: str) -> Tensor:
+        """The contiguous range of a block as (nbytes,) uint8, a view of the mapped file."""
+        block = self._blocks[name]
+        return self._maps[block.file].file.tensor(block.offset, torch.uint8, (block.nbytes,))
+
+    def block_tensors(self, name: str) -> tuple[BlockTensor, ...]:
+        """Where each tensor lies inside ``block_bytes(name)``."""
+        block = self._blocks[name]
+        entries = self._maps[block.file].header.tensors
+        return tuple(
+            BlockTensor(
+                name=full_name.removeprefix(block.prefix),
+                dtype=entries[full_name].dtype,
+                shape=entries[full_name].shape,
+                offset=entries[full_name].offset - block.offset,
+                nbytes=entries[full_name].nbytes,
+            )
+            for full_name in block.tensors
+        )
+
+    def block(self, name: str) -> dict[str, Weight]:
+        """The weights of a block by their names inside it; no byte is copied."""
+        block = self._blocks[name]
+        tensors = self._maps[block.file]
+        weights: dict[str, Weight] = {}
+        listed = set(block.tensors)
+        for full_name in block.tensors:
+            if full_name.removesuffix(SCALE_SUFFIX) in listed and full_name.endswith(SCALE_SUFFIX):
+                continue
+            weight: Weight = tensors[full_name]
+            if full_name + SCALE_SUFFIX in listed:
+                weight = QuantizedTensor(tensors[full_name], tensors[full_name + SCALE_SUFFIX])
+            weights[full_name.removeprefix(block.prefix)] = weight
+        return weights
+
+    def forget(self) -> None:
+        """Give back the memory of all pages touched so far; weights stay valid."""
+        for tensors in self._maps.values():
+            tensors.file.forget()
+
+    def verify(self, progress: VerifyProgress | None = None) -> None:
+        """Read every file and compare its sha256 with the manifest.
+
+        Raises:
+            ModelFileError: a file differs from what was written.
+        """
+        total = sum(entry.size_bytes for entry in self.manifest.files.values())
+        done = 0
+        for name, entry in self.manifest.files.items():
+            digest = hashlib.sha256()
+            with (self.folder / name).open("rb") as file:
+                while chunk := file.read(_HASH_CHUNK_BYTES):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, total, name)
+            if digest.hexdigest() != entry.sha256:
+                raise ModelFileError(
+                    f"{self.folder / name}: sha256 is {digest.hexdigest()}, the manifest says "
+                    f"{entry.sha256}; the file has changed, convert or download it again"
+                )
+
+
+def open_store(folder: Path) -> Store:
+    """A model folder, with everything but the digests checked.
+
+    Raises:
+        ModelNotFoundError: there is no model folder at that path.
+        ModelFileError: a file is missing, damaged or does not fit the manifest.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ModelNotFoundError(
+            f"{folder} is not a model folder: {MANIFEST_NAME} is missing; "
+            f"make one with martlet convert SRC DST"
+        )
+    manifest_path = folder / MANIFEST_NAME
+    manifest = read_manifest(manifest_path)
+    for name, entry in manifest.files.items():
+        path = inside_folder(folder, name, named_by=manifest_path)
+        if path.stat().st_size != entry.size_bytes:
+            raise ModelFileError(
+                f"{path}: {path.stat().st_size:,} bytes, the manifest says {entry.size_bytes:,}; "
+                f"convert or download it again"
+            )
+    headers: dict[str, Header] = {}
+    for block in manifest.blocks:
+        if block.file not in headers:
+            headers[block.file] = read_header(folder / block.file)
+        _check_block(manifest_path, block, headers[block.file])
+    return Store(folder, manifest, {name: TensorMap(header) for name, header in headers.items()})
+
+
+def _check_block(path: Path, block: BlockEntry, header: Header) -> None:
+    end = block.offset + block.nbytes
+    if block.offset < header.data_offset or end > header.size_bytes:
+        raise ModelFileError(
+            f"{path}: block {block.name} is bytes {block.offset:,} to {end:,} of {block.file}, "
+            f"whose data are bytes {header.data_offset:,} to {header.size_bytes:,}"
+        )
+    listed = set(block.tensors)
+    for name in block.tensors:
+        entry = header.tensors.get(name)
+        if entry is None:
+            raise ModelFileError(f"{path}: {block.file} has no tensor {name} of {block.name}")
+        if entry.offset < block.offset or entry.offset + entry.nbytes > end:
+            raise ModelFileError(f"{path}: {name} lies outside its block {block.name}")
+        if name + SCALE_SUFFIX in listed and name + SCALE_SUFFIX in header.tensors:
+            _check_scale(path, entry, header.tensors[name + SCALE_SUFFIX])
+        elif entry.dtype == torch.int8:
+            raise ModelFileError(f"{path}: {name} is int8 but has no {name}{SCALE_SUFFIX}")
+
+
+def _check_scale(path: Path, entry: TensorEntry, scale: TensorEntry) -> None:
+    if (
+        entry.dtype != torch.int8
+        or len(entry.shape) != 2
+        or scale.shape != entry.shape[:1]
+        or scale.dtype not in (torch.float32, torch.float16)
+    ):
+        raise ModelFileError(
+            f"{path}: {scale.name} is {scale.dtype} {list(scale.shape)}, which does not fit "
+            f"{entry.name}, {entry.dtype} {list(entry.shape)}"
+        )

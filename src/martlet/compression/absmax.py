@@ -1,0 +1,84 @@
+"""Symmetric int8 with one scale a row: the largest magnitude of a row becomes 127.
+
+Weight-only: layers multiply float activations with ``data * scale``. No zero point, no search, no
+calibration data, so it can run on any model at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from martlet.errors import ModelFileError
+from martlet.models.architecture import TensorKind, TensorSpec
+from martlet.quantization.scheme import QuantizedTensor, Weight
+
+__all__ = ["QUANTIZED_KINDS", "quantize_rows", "quantize_weights"]
+
+QUANTIZED_KINDS: frozenset[TensorKind] = frozenset({"linear", "embedding"})
+
+# A tile of float32 rows that stays in the second-level cache, so that the four passes over it
+# (convert, extremes, divide, round) read the weight from memory once.
+_TILE_BYTES = 1 << 20
+
+
+def quantize_rows(weight: Tensor, name: str = "weight") -> QuantizedTensor:
+    """The int8 form of a float matrix.
+
+    ``scale = max(abs(row)) / 127`` in float32 and ``data = round(row / scale)``, half to even, so
+    every weight is off by at most half a step. A row of zeros (or so small that its scale would
+    be zero) gets scale 1 and zeros. Beyond the result, memory is needed for one tile of rows.
+
+    Shapes:
+        weight: (out_features, in_features), any float type
+
+    Raises:
+        ModelFileError: a weight is infinite or not a number.
+    """
+    rows, columns = weight.shape
+    data = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    tile_rows = max(1, _TILE_BYTES // (4 * max(1, columns)))
+    for start in range(0, rows if columns else 0, tile_rows):
+        stop = min(start + tile_rows, rows)
+        # (tile_rows, in_features); a copy even of float32, because it is divided in place
+        tile = weight[start:stop].to(torch.float32, copy=True)
+        lowest, highest = torch.aminmax(tile, dim=1)
+        largest = torch.maximum(highest, -lowest)
+        if not bool(torch.isfinite(largest).all()):
+            row = start + int(torch.isfinite(largest).logical_not().nonzero()[0, 0])
+            raise ModelFileError(
+                f"{name}: row {row} holds an infinite weight or one that is not a number; "
+                f"the checkpoint is damaged or overflowed when it was saved"
+            )
+        steps = largest.div_(127.0)
+        zero = steps == 0
+        steps.masked_fill_(zero, 1.0)
+        tile.masked_fill_(zero[:, None], 0.0)
+        scale[start:stop] = steps
+        data[start:stop] = tile.div_(steps[:, None]).round_().clamp_(-127, 127)
+    if not columns:
+        scale.fill_(1.0)
+    return QuantizedTensor(data, scale)
+
+
+def quantize_weights(
+    weights: Mapping[str, Weight], tensors: Iterable[TensorSpec]
+) -> dict[str, Weight]:
+    """The weights of one block with linears and embeddings in int8, for quantising at load.
+
+    What is int8 already, and norms, biases and position tables, are handed on as they are.
+
+    Raises:
+        ModelFileError: a weight is infinite or not a number.
+    """
+    kinds = {tensor.name: tensor.kind for tensor in tensors}
+    result: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor) and kinds.get(name) in QUANTIZED_KINDS:
+            result[name] = quantize_rows(weight, name)
+        else:
+            result[name] = weight
+    return result
