@@ -1,0 +1,1 @@
+"""What the machine has: memory, processors, graphics cards, and how sizes are written."""

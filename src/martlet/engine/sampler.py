@@ -1,0 +1,134 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from martlet.engine.request import SamplingParams
+from martlet.errors import MartletError
+
+__all__ = ["Sample", "Sampler"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chosen token.
+
+    Units:
+        logprob: nats, under the model's own distribution: before penalties, temperature and cuts.
+    """
+
+    token_id: int
+    logprob: float
+
+
+class Sampler:
+    """Chooses the tokens of one sequence.
+
+    Order: suppressed tokens, repetition penalty (prompt and output), presence and frequency
+    penalty (output only), temperature, top-k, top-p, min-p, one draw. Each cut sees the
+    renormalised distribution that the one before left. Temperature 0 takes the largest
+    logit after the penalties and draws nothing.
+
+    ``seed`` is the one in force, drawn when the parameters name none. One uniform number is used a
+    token, from a generator on the CPU, so that equal seeds give equal draws on every device.
+    """
+
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, prompt_ids: Sequence[int] = ()
+    ) -> None:
+        self.params = params
+        self.seed = secrets.randbits(48) if params.seed is None else params.seed
+        self._generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        self._output_counts = torch.zeros(vocab_size)
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self._seen[torch.tensor(list(prompt_ids), dtype=torch.int64)] = True
+
+    def accept(self, token_id: int) -> None:
+        """Count a token of the output, chosen here or not, for the penalties to come."""
+        self._output_counts[token_id] += 1
+        self._seen[token_id] = True
+
+    def sample(self, logits: Tensor, suppressed: Tensor | None = None) -> Sample:
+        """One token; does not count it: see ``accept``.
+
+        Shapes:
+            logits: (vocab_size,) any float type, any device
+            suppressed: (vocab_size,) bool, True = must not be chosen
+
+        Raises:
+            MartletError: a logit is not finite, or every token is suppressed.
+        """
+        logits = logits.to(device="cpu", dtype=torch.float32)
+        normaliser = torch.logsumexp(logits, dim=0)
+        if not torch.isfinite(logits).all():
+            num_bad = int((~torch.isfinite(logits)).sum())
+            raise MartletError(
+                f"the model gave {num_bad} of {logits.numel()} logits that are not finite numbers; "
+                "its weights are damaged or overflow in this number type: convert it again, "
+                "or try --device cpu"
+            )
+        scores = self._penalise(logits)
+        if suppressed is not None:
+            scores = scores.masked_fill(suppressed, -torch.inf)
+        if self.params.temperature == 0:
+            token_id = int(scores.argmax())
+        else:
+            token_id = self._draw(*self.candidates(scores))
+        if scores[token_id] == -torch.inf:
+            raise MartletError("every token of the vocabulary is suppressed; nothing can follow")
+        return Sample(token_id, float(logits[token_id] - normaliser))
+
+    def _penalise(self, logits: Tensor) -> Tensor:
+        p = self.params
+        if p.repetition_penalty != 1:
+            factor = p.repetition_penalty
+            penalised = torch.where(logits > 0, logits / factor, logits * factor)
+            logits = torch.where(self._seen, penalised, logits)
+        if p.presence_penalty or p.frequency_penalty:
+            presence = p.presence_penalty * (self._output_counts > 0)
+            logits = logits - presence - p.frequency_penalty * self._output_counts
+        return logits
+
+    def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that may be drawn, most probable first, and their probabilities.
+
+        Shapes:
+            scores: (vocab_size,) float32 after penalties, -inf = must not be chosen
+            return: (num_candidates,) int64, and (num_candidates,) float64 that sum to 1
+        """
+        p = self.params
+        num_kept = min(p.top_k or scores.numel(), scores.numel())
+        # The full sort is stable, so that equal scores stand in the order of their ids.
+        if num_kept < scores.numel():
+            top, token_ids = scores.topk(num_kept)
+        else:
+            top, token_ids = scores.sort(descending=True, stable=True)
+        # The best score is taken off first: a tiny temperature must not turn it into infinity.
+        tempered = (top.double() - top[0].double()) / p.temperature
+        probabilities = torch.softmax(tempered, dim=0)
+        if p.top_p < 1:
+            before = probabilities.cumsum(0) - probabilities
+            num_kept = max(1, int((before < p.top_p).sum()))
+            probabilities = _renormalised(probabilities[:num_kept])
+        if p.min_p > 0:
+            num_kept = int((probabilities >= p.min_p * probabilities[0]).sum())
+            probabilities = _renormalised(probabilities[:num_kept])
+        return token_ids[: probabilities.numel()], probabilities
+
+    def _draw(self, token_ids: Tensor, probabilities: Tensor) -> int:
+        point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        cumulative = probabilities.cumsum(0)
+        # right=True passes over tokens of probability 0; the sum may round to just under 1.
+        index = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
+        last_possible = int(probabilities.count_nonzero()) - 1
+        return int(token_ids[min(index, last_possible)])
+
+
+def _renormalised(probabilities: Tensor) -> Tensor:
+    return probabilities / probabilities.sum()

@@ -1,0 +1,1 @@
+"""Where weights live: the plan as a value, and the executors that carry it out."""
