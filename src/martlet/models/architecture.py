@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from martlet.layers.kv_cache import KVCache
@@ -70,11 +71,20 @@ class Architecture(Protocol):
         """Number of blocks in a stack; 0 for the encoder of a decoder-only model."""
         ...
 
-    def new_cache(self, num_slots: int, max_tokens: int, like: Tensor) -> KVCache:
+    def new_cache(
+        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+    ) -> KVCache:
         """An empty static cache for ``num_slots`` sequences of at most ``max_tokens`` tokens.
 
-        ``like`` gives dtype and device.
+        ``like`` gives dtype and device. ``max_encoder_tokens`` allocates the keys and values of
+        cross attention at once; with 0 that happens when the encoder's output comes.
         """
+        ...
+
+    def cache_bytes(
+        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes that such a cache takes when it is full; touches no device."""
         ...
 
     def embed(
@@ -88,7 +98,9 @@ class Architecture(Protocol):
         """Enter a stack: the hidden state, and what all blocks of this pass share (masks, bias).
 
         Positions continue after what the cache holds of each slot. ``lengths`` tells how many of
-        the tokens of each row are real (padding stands at the right); None means all.
+        the tokens of each row are real (padding stands at the right, 0 is an idle slot); None
+        means all. The hidden state has the dtype of the stack's final norm, whatever the embedding
+        is stored in: who casts the float weights decides the dtype of the computation with it.
 
         Shapes:
             token_ids: (batch, num_tokens) int64
@@ -106,7 +118,11 @@ class Architecture(Protocol):
         step: Any,
         cache: KVCache | None,
     ) -> Tensor:
-        """One block: the new hidden state, same shape; keys and values go into the cache."""
+        """One block: the new hidden state, same shape; keys and values go into the cache.
+
+        The last block of the decoder makes the cache count them, so that the next ``embed``
+        continues there; blocks therefore run once each, in order.
+        """
         ...
 
     def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:

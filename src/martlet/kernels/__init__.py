@@ -1,0 +1,1 @@
+"""Operations: one door (ops), several bodies behind it, one definition of correct (reference)."""

@@ -1,0 +1,156 @@
+"""The only door to computation: one function an operation, each checked against ``reference``.
+
+Every function takes activations of one float dtype and gives that dtype back. Weights may be
+stored in another one (float16 from the disk under a float32 activation) or quantised; they are
+brought over tile by tile, so callers need not cast them. Shapes are our own promise here, files
+have been checked before: hence asserts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
+from torch import Tensor
+
+from martlet.kernels import tiled
+from martlet.kernels.cpu.int8_linear import int8_linear
+from martlet.quantization.scheme import QuantizedTensor, Weight
+
+__all__ = [
+    "ACTIVATIONS",
+    "attention",
+    "embedding",
+    "gated_activation",
+    "gelu",
+    "gelu_tanh",
+    "layer_norm",
+    "linear",
+    "relu",
+    "rms_norm",
+]
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``.
+
+    Shapes:
+        x: (..., in_features)
+        weight: (out_features, in_features), float of any dtype or int8
+        bias: (out_features,)
+        return: (..., out_features), dtype of ``x``
+    """
+    out_features, in_features = weight.shape
+    assert x.shape[-1] == in_features, f"{tuple(x.shape)} does not fit a weight {weight.shape}"
+    assert bias is None or bias.shape == (out_features,)
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    rows = x.reshape(-1, in_features)
+    if isinstance(weight, QuantizedTensor) and x.device.type == "cpu":
+        out = int8_linear(rows, weight)
+    else:
+        out = tiled.linear(rows, weight)
+    if bias is not None:
+        out += bias
+    return out.view(*x.shape[:-1], out_features)
+
+
+def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows that ``token_ids`` names, as floats of ``dtype``; only those rows are converted.
+
+    Shapes:
+        weight: (num_embeddings, hidden_size), float or int8
+        token_ids: (...) int64
+        return: (..., hidden_size)
+    """
+    if isinstance(weight, QuantizedTensor):
+        rows = F.embedding(token_ids, weight.data).to(torch.float32)
+        return (rows * weight.scale[token_ids].to(torch.float32)[..., None]).to(dtype)
+    return F.embedding(token_ids, weight).to(dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Every row moved to mean 0 and scaled to variance 1, then ``* weight + bias``.
+
+    Shapes:
+        x: (..., hidden_size)
+        weight, bias: (hidden_size,)
+    """
+    assert weight.shape == bias.shape == x.shape[-1:]
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Every row divided by its root mean square, then ``* weight``.
+
+    The statistics are float32; the quotient is rounded to the dtype of ``x`` before the weight
+    comes in, as the models were trained.
+
+    Shapes:
+        x: (..., hidden_size)
+        weight: (hidden_size,)
+    """
+    assert weight.shape == x.shape[-1:]
+    wide = x.to(torch.float32)
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normal.to(x.dtype) * weight.to(x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by the error function."""
+    return F.gelu(x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """Negative values set to zero."""
+    return F.relu(x)
+
+
+# By the names that config.json files use.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+}
+
+
+def gated_activation(gate: Tensor, x: Tensor, activation: str) -> Tensor:
+    """``activation(gate) * x``, element by element.
+
+    Shapes:
+        gate, x: the same
+    """
+    assert gate.shape == x.shape
+    return ACTIVATIONS[activation](gate) * x
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float,
+    is_causal: bool = False,
+) -> Tensor:
+    """``softmax(q @ k.T * scale + bias) @ v``.
+
+    Shapes:
+        q: (batch, num_heads, num_queries, head_dim)
+        k, v: (batch, num_heads, num_keys, head_dim)
+        bias: broadcastable to (batch, num_heads, num_queries, num_keys); added after the scale
+        return: (batch, num_heads, num_queries, head_dim)
+
+    ``is_causal`` hides the keys after each query; it needs as many keys as queries and no bias.
+    """
+    assert k.shape == v.shape
+    assert (q.shape[0], q.shape[1], q.shape[3]) == (k.shape[0], k.shape[1], k.shape[3])
+    assert not is_causal or (bias is None and q.shape[2] == k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=is_causal)

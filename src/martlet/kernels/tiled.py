@@ -1,0 +1,44 @@
+"""Linear for a weight that is stored in another format than the activation, on any device.
+
+The weight is brought to the activation's dtype a few rows at a time, so a float copy of the whole
+matrix never exists: at 26,240 x 4,096 that copy would be 430 MB.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from martlet.quantization.scheme import QuantizedTensor, Weight
+
+__all__ = ["linear"]
+
+# On a processor a tile should stay in the level 2 cache between being written and being multiplied:
+# 1 to 4 MiB measured alike, 0.25 MiB a third slower. On a card a tile has to be large, since every
+# one costs two launches.
+_TILE_BYTES = {"cpu": 2 << 20}
+_TILE_BYTES_ELSEWHERE = 64 << 20
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """``x @ weight.T``, the weight rounded to the dtype of ``x`` row tile by row tile.
+
+    Shapes:
+        x: (rows, in_features)
+        weight: (out_features, in_features)
+        return: (rows, out_features)
+    """
+    out_features, in_features = weight.shape
+    tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
+    step = max(1, tile_bytes // (in_features * x.element_size()))
+    out = x.new_empty(x.shape[0], out_features)
+    for start in range(0, out_features, step):
+        stop = min(start + step, out_features)
+        torch.mm(x, _rows(weight, start, stop, x.dtype).t(), out=out[:, start:stop])
+    return out
+
+
+def _rows(weight: Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, QuantizedTensor):
+        return QuantizedTensor(weight.data[start:stop], weight.scale[start:stop]).dequantize(dtype)
+    return weight[start:stop].to(dtype)

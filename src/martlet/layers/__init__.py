@@ -1,0 +1,1 @@
+"""Parts that several architectures are made of; functions of weights, no state of their own."""

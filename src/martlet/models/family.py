@@ -1,0 +1,23 @@
+"""What the published models were trained to do, by family."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["TASKS_OF_FAMILY", "Task", "families_for"]
+
+Task = Literal["fill", "write", "chat"]
+
+TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
+    "cpm1": ("write",),
+    "cpm2": ("fill", "write"),
+    "eva": ("chat",),
+    "gpt2": ("write",),
+    "t5": ("fill",),
+}
+"""The first task of a family is what it is best at."""
+
+
+def families_for(task: Task) -> list[str]:
+    """The families that can do a task."""
+    return [family for family, tasks in TASKS_OF_FAMILY.items() if task in tasks]

@@ -1,0 +1,243 @@
+"""GPT-2 and CPM-1: a decoder with learned positions and layer norm before every sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from martlet.errors import ModelFileError
+from martlet.kernels import ops
+from martlet.layers.attention import causal_bias, merge_heads, split_heads
+from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.linear import linear, vector
+from martlet.layers.norm import layer_norm
+from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
+from martlet.models.fields import Fields
+
+__all__ = ["GPT2", "GPT2Config"]
+
+_WTE = "transformer.wte.weight"
+_WPE = "transformer.wpe.weight"
+_LN_F = "transformer.ln_f"
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The fields of a GPT-2 config.json that change results."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ModelFileError(
+                f"config.json has n_embd = {self.n_embd}, "
+                f"which does not divide by n_head = {self.n_head}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_fields(cls, config: Mapping[str, Any]) -> GPT2Config:
+        """Read and check a config.json.
+
+        ``reorder_and_upcast_attn`` is accepted either way: it asks for the softmax in float32,
+        which attention always does.
+
+        Raises:
+            ModelFileError: see ``load_architecture``.
+        """
+        fields = Fields(config)
+        fields.require("add_cross_attention", False)
+        fields.require("is_encoder_decoder", False)
+        fields.require("pruned_heads", {})
+        fields.require("quantization_config", None)
+        n_embd = fields.size("n_embd")
+        return cls(
+            vocab_size=fields.size("vocab_size"),
+            n_positions=fields.size("n_positions" if fields.has("n_positions") else "n_ctx"),
+            n_embd=n_embd,
+            n_layer=fields.size("n_layer", limit=1024),
+            n_head=fields.size("n_head"),
+            n_inner=fields.size("n_inner", 4 * n_embd),
+            activation_function=fields.choice("activation_function", "gelu_new", ops.ACTIVATIONS),
+            layer_norm_epsilon=fields.positive("layer_norm_epsilon", 1e-5),
+            scale_attn_weights=fields.flag("scale_attn_weights", True),
+            scale_attn_by_inverse_layer_idx=fields.flag("scale_attn_by_inverse_layer_idx", False),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", True),
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
+
+    counts: list[int]
+    bias: Tensor | None  # (batch or 1, 1, num_tokens, num_keys)
+    is_causal: bool
+
+
+class GPT2:
+    """The GPT-2 architecture with one configuration."""
+
+    model_type = "gpt2"
+    has_encoder = False
+
+    def __init__(self, config: GPT2Config) -> None:
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.max_positions: int | None = config.n_positions
+
+    def block_specs(self) -> tuple[BlockSpec, ...]:
+        """The fixed block and one block a layer, in file order."""
+        config = self.config
+        width = config.n_embd
+        fixed = [
+            TensorSpec(_WTE, (config.vocab_size, width), "embedding"),
+            TensorSpec(_WPE, (config.n_positions, width), "other"),
+            *_norm_specs(_LN_F, width),
+        ]
+        if not config.tie_word_embeddings:
+            fixed.append(TensorSpec("lm_head.weight", (config.vocab_size, width), "linear"))
+        layer = (
+            *_norm_specs("ln_1", width),
+            *_linear_specs("attn.c_attn", 3 * width, width),
+            *_linear_specs("attn.c_proj", width, width),
+            *_norm_specs("ln_2", width),
+            *_linear_specs("mlp.c_fc", config.n_inner, width),
+            *_linear_specs("mlp.c_proj", width, config.n_inner),
+        )
+        return (
+            BlockSpec(FIXED, "", tuple(fixed)),
+            *(
+                BlockSpec(f"decoder.{index}", f"transformer.h.{index}.", layer)
+                for index in range(config.n_layer)
+            ),
+        )
+
+    def num_blocks(self, stack: Stack) -> int:
+        """Layers of the decoder; there is no encoder."""
+        return self.config.n_layer if stack == "decoder" else 0
+
+    def _kv_shape(self, num_slots: int, max_tokens: int) -> KVShape:
+        config = self.config
+        return KVShape(config.n_layer, num_slots, config.n_head, config.head_dim, max_tokens)
+
+    def new_cache(
+        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+    ) -> KVCache:
+        """An empty cache; there is no encoder, so ``max_encoder_tokens`` must be 0."""
+        assert max_encoder_tokens == 0
+        return KVCache(self._kv_shape(num_slots, max_tokens), like)
+
+    def cache_bytes(
+        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes of such a cache."""
+        return self._kv_shape(num_slots, max_tokens).nbytes(dtype)
+
+    def embed(
+        self,
+        fixed: Weights,
+        stack: Stack,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, _Step]:
+        """Token plus position embeddings, in the dtype of the final norm's weight."""
+        assert stack == "decoder"
+        batch, num_tokens = token_ids.shape
+        counts = [num_tokens] * batch if lengths is None else lengths.tolist()
+        starts = [0] * batch if cache is None else list(cache.lengths)
+        limit = self.config.n_positions
+        assert max(map(sum, zip(starts, counts, strict=True))) <= limit, "too many positions"
+        first = torch.tensor(starts, device=token_ids.device)[:, None]
+        positions = first + torch.arange(num_tokens, device=token_ids.device)
+        dtype = vector(fixed, f"{_LN_F}.weight").dtype
+        hidden = ops.embedding(fixed[_WTE], token_ids, dtype)
+        # Only padding can stand behind the last position.
+        hidden = hidden + ops.embedding(fixed[_WPE], positions.clamp_(max=limit - 1), dtype)
+        return hidden, _step(hidden, starts, counts, cache)
+
+    def block(
+        self,
+        stack: Stack,
+        index: int,
+        weights: Weights,
+        hidden: Tensor,
+        step: _Step,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Attention, then the feed-forward network; the last block advances the cache."""
+        eps = self.config.layer_norm_epsilon
+        normal = layer_norm(weights, "ln_1", hidden, eps)
+        hidden = hidden + self._attention(index, weights, normal, step, cache)
+        normal = layer_norm(weights, "ln_2", hidden, eps)
+        inner = ops.ACTIVATIONS[self.config.activation_function](
+            linear(weights, "mlp.c_fc", normal)
+        )
+        hidden = hidden + linear(weights, "mlp.c_proj", inner)
+        if cache is not None and index == self.config.n_layer - 1:
+            cache.advance(step.counts)
+        return hidden
+
+    def _attention(
+        self, index: int, weights: Weights, normal: Tensor, step: _Step, cache: KVCache | None
+    ) -> Tensor:
+        qkv = linear(weights, "attn.c_attn", normal)
+        q, k, v = (split_heads(part, self.config.n_head) for part in qkv.chunk(3, dim=-1))
+        if cache is not None:
+            k, v = cache.append(index, k, v, step.counts)
+        scale = self.config.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
+        if self.config.scale_attn_by_inverse_layer_idx:
+            scale /= index + 1
+        mixed = ops.attention(q, k, v, step.bias, scale=scale, is_causal=step.is_causal)
+        return linear(weights, "attn.c_proj", merge_heads(mixed))
+
+    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
+        """Final norm and logits, float32."""
+        assert stack == "decoder"
+        hidden = layer_norm(fixed, _LN_F, hidden, self.config.layer_norm_epsilon)
+        name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
+        return ops.linear(hidden, fixed[name]).float()
+
+
+def _step(hidden: Tensor, starts: list[int], counts: list[int], cache: KVCache | None) -> _Step:
+    num_tokens = hidden.shape[1]
+    num_keys = num_tokens if cache is None else cache.longest_after(counts)
+    if len(set(starts)) == 1:
+        if num_tokens == 1:
+            return _Step(counts, None, is_causal=False)  # every row sees all its keys
+        if starts[0] == 0 and num_keys == num_tokens:
+            return _Step(counts, None, is_causal=True)
+    return _Step(counts, causal_bias(starts, num_tokens, num_keys, hidden), is_causal=False)
+
+
+def _norm_specs(name: str, width: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(f"{name}.weight", (width,), "other"),
+        TensorSpec(f"{name}.bias", (width,), "other"),
+    )
+
+
+def _linear_specs(name: str, out_features: int, in_features: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(f"{name}.weight", (out_features, in_features), "linear"),
+        TensorSpec(f"{name}.bias", (out_features,), "other"),
+    )

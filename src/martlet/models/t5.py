@@ -1,0 +1,226 @@
+"""T5 and its kin: T5 1.0 and 1.1, Flan-T5, mT5, CPM-2, CPM-2.1, EVA 1.0 and EVA 2.0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from martlet.kernels import ops
+from martlet.layers.attention import causal_bias, merge_heads, padding_bias, split_heads
+from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.linear import linear, vector
+from martlet.layers.norm import rms_norm
+from martlet.layers.relative_bias import RelativeBuckets, relative_bias
+from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.t5_config import T5Config
+
+__all__ = ["T5", "T5Config"]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
+
+    counts: list[int]
+    bias: Tensor  # (batch or 1, num_heads, num_tokens, num_keys)
+    cross_bias: Tensor | None  # (batch, 1, 1, num_encoder_tokens)
+
+
+class T5:
+    """The T5 architecture with one configuration."""
+
+    model_type = "t5"
+    has_encoder = True
+    max_positions: int | None = None
+
+    def __init__(self, config: T5Config) -> None:
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self._scale = config.d_kv**-0.5 if config.attn_scale else 1.0
+
+    def block_specs(self) -> tuple[BlockSpec, ...]:
+        """The fixed block, the encoder's layers and the decoder's, in file order."""
+        config = self.config
+        heads = (config.relative_attention_num_buckets, config.num_heads)
+        fixed = [
+            TensorSpec("shared.weight", (config.vocab_size, config.d_model), "embedding"),
+            TensorSpec(_table_name("encoder"), heads, "other"),
+            TensorSpec(_table_name("decoder"), heads, "other"),
+            TensorSpec("encoder.final_layer_norm.weight", (config.d_model,), "other"),
+            TensorSpec("decoder.final_layer_norm.weight", (config.d_model,), "other"),
+        ]
+        if not config.tie_word_embeddings:
+            fixed.append(
+                TensorSpec("lm_head.weight", (config.vocab_size, config.d_model), "linear")
+            )
+        stacks: tuple[Stack, ...] = ("encoder", "decoder")
+        return (
+            BlockSpec(FIXED, "", tuple(fixed)),
+            *(
+                BlockSpec(f"{stack}.{index}", f"{stack}.block.{index}.", self._layer_specs(stack))
+                for stack in stacks
+                for index in range(self.num_blocks(stack))
+            ),
+        )
+
+    def _layer_specs(self, stack: Stack) -> tuple[TensorSpec, ...]:
+        config = self.config
+        inner = config.num_heads * config.d_kv
+        sublayers = (
+            ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
+        )
+        specs: list[tuple[str, tuple[int, ...], TensorKind]] = []
+        for number, name in enumerate(sublayers):
+            specs.append((f"layer.{number}.layer_norm.weight", (config.d_model,), "other"))
+            for part in "qkv":
+                shape = (inner, config.d_model)
+                specs.append((f"layer.{number}.{name}.{part}.weight", shape, "linear"))
+            specs.append((f"layer.{number}.{name}.o.weight", (config.d_model, inner), "linear"))
+        last = f"layer.{len(sublayers)}"
+        specs.append((f"{last}.layer_norm.weight", (config.d_model,), "other"))
+        for part in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
+            shape = (config.d_ff, config.d_model)
+            specs.append((f"{last}.DenseReluDense.{part}.weight", shape, "linear"))
+        specs.append((f"{last}.DenseReluDense.wo.weight", (config.d_model, config.d_ff), "linear"))
+        return tuple(TensorSpec(*spec) for spec in specs)
+
+    def num_blocks(self, stack: Stack) -> int:
+        """Layers of a stack."""
+        return self.config.num_layers if stack == "encoder" else self.config.num_decoder_layers
+
+    def _kv_shape(self, num_slots: int, max_tokens: int, max_encoder_tokens: int) -> KVShape:
+        config = self.config
+        return KVShape(
+            num_layers=config.num_decoder_layers,
+            num_slots=num_slots,
+            num_kv_heads=config.num_heads,
+            head_dim=config.d_kv,
+            max_tokens=max_tokens,
+            max_encoder_tokens=max_encoder_tokens,
+            hidden_size=config.d_model,
+        )
+
+    def new_cache(
+        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+    ) -> KVCache:
+        """An empty cache; with ``max_encoder_tokens`` 0 the cross part grows on demand."""
+        return KVCache(self._kv_shape(num_slots, max_tokens, max_encoder_tokens), like)
+
+    def cache_bytes(
+        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes of a cache when it is full, encoder output included."""
+        return self._kv_shape(num_slots, max_tokens, max_encoder_tokens).nbytes(dtype)
+
+    def embed(
+        self,
+        fixed: Weights,
+        stack: Stack,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, _Step]:
+        """Token embeddings, in the dtype of the stack's final norm; a decoder needs its cache."""
+        batch, num_tokens = token_ids.shape
+        counts = [num_tokens] * batch if lengths is None else lengths.tolist()
+        dtype = vector(fixed, f"{stack}.final_layer_norm.weight").dtype
+        hidden = ops.embedding(fixed["shared.weight"], token_ids, dtype)
+        table = vector(fixed, _table_name(stack)).to(dtype)
+        if stack == "encoder":
+            bias = relative_bias(table, self._buckets(stack), [0], num_tokens, num_tokens)
+            padding = padding_bias(counts, num_tokens, hidden)
+            return hidden, _Step(counts, bias if padding is None else bias + padding, None)
+        assert cache is not None, "the decoder finds the encoder's output in the cache"
+        starts, num_keys = cache.lengths, cache.longest_after(counts)
+        bias = relative_bias(table, self._buckets(stack), starts, num_tokens, num_keys)
+        if num_tokens > 1 or len(set(starts)) > 1:
+            bias = bias + causal_bias(starts, num_tokens, num_keys, hidden)
+        cross_bias = padding_bias(cache.encoder_lengths, cache.num_encoder_tokens, hidden)
+        return hidden, _Step(counts, bias, cross_bias)
+
+    def _buckets(self, stack: Stack) -> RelativeBuckets:
+        return RelativeBuckets(
+            self.config.relative_attention_num_buckets,
+            self.config.relative_attention_max_distance,
+            is_bidirectional=stack == "encoder",
+        )
+
+    def block(
+        self,
+        stack: Stack,
+        index: int,
+        weights: Weights,
+        hidden: Tensor,
+        step: _Step,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Attention (twice in the decoder), then the feed-forward network.
+
+        The last decoder block advances the cache.
+        """
+        if stack == "encoder":
+            hidden = self._self_attention(weights, hidden, step, None, index)
+            return self._feed_forward(weights, "layer.1", hidden)
+        assert cache is not None
+        hidden = self._self_attention(weights, hidden, step, cache, index)
+        hidden = self._cross_attention(weights, hidden, step, cache, index)
+        hidden = self._feed_forward(weights, "layer.2", hidden)
+        if index == self.config.num_decoder_layers - 1:
+            cache.advance(step.counts)
+        return hidden
+
+    def _self_attention(
+        self, weights: Weights, hidden: Tensor, step: _Step, cache: KVCache | None, index: int
+    ) -> Tensor:
+        name, heads = "layer.0.SelfAttention", self.config.num_heads
+        normal = self._norm(weights, "layer.0.layer_norm", hidden)
+        q, k, v = (split_heads(linear(weights, f"{name}.{part}", normal), heads) for part in "qkv")
+        if cache is not None:
+            k, v = cache.append(index, k, v, step.counts)
+        mixed = ops.attention(q, k, v, step.bias, scale=self._scale)
+        return hidden + linear(weights, f"{name}.o", merge_heads(mixed))
+
+    def _cross_attention(
+        self, weights: Weights, hidden: Tensor, step: _Step, cache: KVCache, index: int
+    ) -> Tensor:
+        name, heads = "layer.1.EncDecAttention", self.config.num_heads
+
+        def project(encoder_output: Tensor) -> tuple[Tensor, Tensor]:
+            keys = linear(weights, f"{name}.k", encoder_output)
+            values = linear(weights, f"{name}.v", encoder_output)
+            return split_heads(keys, heads), split_heads(values, heads)
+
+        normal = self._norm(weights, "layer.1.layer_norm", hidden)
+        q = split_heads(linear(weights, f"{name}.q", normal), heads)
+        k, v = cache.encoder_keys_values(index, project)
+        mixed = ops.attention(q, k, v, step.cross_bias, scale=self._scale)
+        return hidden + linear(weights, f"{name}.o", merge_heads(mixed))
+
+    def _feed_forward(self, weights: Weights, layer: str, hidden: Tensor) -> Tensor:
+        name, activation = f"{layer}.DenseReluDense", self.config.dense_act_fn
+        normal = self._norm(weights, f"{layer}.layer_norm", hidden)
+        if self.config.is_gated_act:
+            gate = linear(weights, f"{name}.wi_0", normal)
+            inner = ops.gated_activation(gate, linear(weights, f"{name}.wi_1", normal), activation)
+        else:
+            inner = ops.ACTIVATIONS[activation](linear(weights, f"{name}.wi", normal))
+        return hidden + linear(weights, f"{name}.wo", inner)
+
+    def _norm(self, weights: Weights, name: str, hidden: Tensor) -> Tensor:
+        return rms_norm(weights, name, hidden, self.config.layer_norm_epsilon)
+
+    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
+        """The encoder's final hidden state, or the decoder's logits in float32."""
+        hidden = self._norm(fixed, f"{stack}.final_layer_norm", hidden)
+        if stack == "encoder":
+            return hidden
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.config.d_model**-0.5
+        tied = self.config.tie_word_embeddings
+        return ops.linear(hidden, fixed["shared.weight" if tied else "lm_head.weight"]).float()
+
+
+def _table_name(stack: Stack) -> str:
+    return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

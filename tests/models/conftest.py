@@ -1,0 +1,75 @@
+"""Random weights for any architecture, and the plainest driver of its passes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from martlet.compression.absmax import quantize_weights
+from martlet.layers.kv_cache import KVCache
+from martlet.models.architecture import FIXED, Architecture, Stack, Weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture with its weights by block name."""
+
+    architecture: Architecture
+    blocks: dict[str, Weights]
+
+    def run(
+        self,
+        stack: Stack,
+        token_ids: Tensor,
+        cache: KVCache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        fixed = self.blocks[FIXED]
+        hidden, step = self.architecture.embed(fixed, stack, token_ids, cache, lengths)
+        for index in range(self.architecture.num_blocks(stack)):
+            weights = self.blocks[f"{stack}.{index}"]
+            hidden = self.architecture.block(stack, index, weights, hidden, step, cache)
+        return self.architecture.head(fixed, stack, hidden)
+
+    def new_cache(self, num_slots: int, max_tokens: int, max_encoder_tokens: int = 0) -> KVCache:
+        like = next(iter(self.blocks["decoder.0"].values()))
+        assert isinstance(like, Tensor)  # a norm comes first
+        return self.architecture.new_cache(num_slots, max_tokens, like, max_encoder_tokens)
+
+    def encode(self, token_ids: Tensor, cache: KVCache, lengths: Tensor | None = None) -> Tensor:
+        hidden = self.run("encoder", token_ids, None, lengths)
+        whole = torch.full((token_ids.shape[0],), token_ids.shape[1])
+        cache.set_encoder_output(hidden, whole if lengths is None else lengths)
+        return hidden
+
+
+def _random_model(
+    architecture: Architecture, *, quantize: bool = False, dtype: torch.dtype = torch.float32
+) -> Model:
+    generator = torch.Generator().manual_seed(20)
+    blocks: dict[str, Weights] = {}
+    for spec in architecture.block_specs():
+        weights = {}
+        for tensor in spec.tensors:
+            value = torch.randn(tensor.shape, generator=generator)
+            if tensor.kind == "linear":
+                value = value * 1.2 * tensor.shape[1] ** -0.5
+            elif tensor.name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+                value = 1 + 0.1 * value
+            weights[tensor.name] = value.to(dtype)
+        blocks[spec.name] = quantize_weights(weights, spec.tensors) if quantize else weights
+    return Model(architecture, blocks)
+
+
+@pytest.fixture
+def random_model() -> Callable[..., Model]:
+    """Makes a model with seeded weights, scaled so that logits are far from flat."""
+    return _random_model
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
