@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from martlet.checkpoint.manifest import MANIFEST_NAME
+from martlet.checkpoint.mapped import MappedFile, file_size_bytes
 from martlet.checkpoint.store import open_store
+from martlet.conversion.bminf import BMInfSource
 from martlet.conversion.huggingface import HuggingFaceSource, find_weights
+from martlet.conversion.megatron import MegatronSource, find_shards
 from martlet.conversion.own_store import StoreSource
 from martlet.conversion.source import Source
 from martlet.errors import ModelFileError, ModelNotFoundError
 
 __all__ = ["open_source"]
+
+_SINGLE_FILES = ("merge.pt", "checkpoint.pt")
 
 
 def open_source(
@@ -34,7 +39,28 @@ def open_source(
     weights = find_weights(folder)
     if weights is not None and path in (folder, weights) and (folder / "config.json").is_file():
         return HuggingFaceSource(folder, tokenizer)
+    if path.is_file():
+        return _open_file(path, tokenizer, num_heads)
+    if shards := find_shards(path):
+        return MegatronSource(path, shards, tokenizer, num_heads)
+    for name in _SINGLE_FILES:
+        if (path / name).is_file():
+            return _open_file(path / name, tokenizer, num_heads)
     raise ModelFileError(
-        f"{path}: no checkpoint recognised; looked for {MANIFEST_NAME}, config.json with "
-        f"model.safetensors or pytorch_model.bin (also sharded)"
+        f"{path}: no checkpoint recognised; looked for {MANIFEST_NAME} (our own), config.json with "
+        f"model.safetensors or pytorch_model.bin, also sharded (Hugging Face), "
+        f"latest_checkpointed_iteration.txt or mp_rank_00_model_states.pt or "
+        f"mp_rank_00/model_optim_rng.pt (Megatron, DeepSpeed), {' or '.join(_SINGLE_FILES)}"
     )
+
+
+def _open_file(path: Path, tokenizer: Path | None, num_heads: int | None) -> Source:
+    """A single file: torch's begin with a zip or pickle mark, BMInf's with a count of zero."""
+    start = MappedFile(path).read(0, min(4, file_size_bytes(path)))
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return MegatronSource(path, [path], tokenizer, num_heads)
+    if path.suffix == ".safetensors":
+        raise ModelFileError(
+            f"{path}: a safetensors file needs its config.json beside it; give the folder with both"
+        )
+    return BMInfSource(path, tokenizer, num_heads)

@@ -92,6 +92,8 @@ class HuggingFaceSource:
             self.family, _vocab_size(folder, raw), [folder], tokenizer
         )
         self._table = _read_table(folder)
+        if _has_own_head(raw) and "lm_head.weight" in self._table:
+            self.config.update(tie_word_embeddings=False, scale_decoder_outputs=False)
 
     def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
         """Element type of a tensor; it is float."""
@@ -172,6 +174,15 @@ def _config(raw: dict[str, Any], family: str) -> dict[str, Any]:
         config["tie_word_embeddings"] = False
         config = {**EVA_SPECIAL_IDS, **config}
     return config
+
+
+def _has_own_head(raw: dict[str, Any]) -> bool:
+    """Whether a head in the file counts, though config.json may say that it is tied.
+
+    transformers 5 writes ``tie_word_embeddings`` true for every T5; a T5 v1.1 shows in
+    ``scale_decoder_outputs``, an mT5 not at all.
+    """
+    return raw["model_type"] == "mt5" or raw.get("scale_decoder_outputs") is False
 
 
 def _generation(folder: Path) -> dict[str, Any]:
