@@ -99,9 +99,9 @@ class GreedyTokenizer(PieceTokenizer):
         control_ids = self.special.control_ids()
         assert self.special.unk is not None, "<unk> is required"
         self._text_bytes = text_bytes(pieces, control_ids)
-        first, continuations = self._split_entries(
-            [(piece, i) for piece, i in ids.items() if piece and i not in control_ids]
-        )
+        entries = [(piece, i) for piece, i in ids.items() if piece and i not in control_ids]
+        entries += [(" ", ids[SPACE_PIECE]), ("\n", ids[NEWLINE_PIECE])]
+        first, continuations = self._split_entries(entries)
         self._matcher = GreedyMatcher(first, self.special.unk, continuations)
 
     def normalize(self, text: str) -> str:
@@ -113,7 +113,7 @@ class GreedyTokenizer(PieceTokenizer):
         match = self._matcher.match
         token_ids: list[int] = []
         for word in default_segmenter().cut(self.normalize(text)):
-            token_ids += match(word.translate(WHITESPACE_TO_PIECE))
+            token_ids += match(word)
         return token_ids
 
     def start_decoding(self) -> Callable[[int], bytes]:
@@ -223,7 +223,7 @@ class CPM2BilingualTokenizer(GreedyTokenizer):
         self, entries: list[tuple[str, int]]
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int]] | None]:
         first = [(piece, i) for piece, i in entries if not _is_continuation(piece)]
-        inside = [(piece, i) for piece, i in first if _has_han(piece) or piece == SPACE_PIECE]
+        inside = [(piece, i) for piece, i in first if _has_han(piece)]
         marked = [(piece[2:], i) for piece, i in entries if _is_continuation(piece)]
         return first, inside + marked
 

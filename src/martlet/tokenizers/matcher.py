@@ -37,12 +37,15 @@ class GreedyMatcher:
         unk_id: int,
         continuations: Iterable[tuple[str, int]] | None = None,
     ) -> None:
-        self._first = _build_trie(pieces)
+        self._whole = dict(pieces)
+        self._first = _build_trie(self._whole.items())
         self._rest = self._first if continuations is None else _build_trie(continuations)
         self._unk_id = unk_id
 
     def match(self, word: str) -> list[int]:
         """Ids of the pieces of one word, in order."""
+        if (whole := self._whole.get(word)) is not None:  # most words are an entry themselves
+            return [whole]
         length = len(word)
         if length > MAX_WORD_CHARACTERS:
             return [self._unk_id]

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,16 +48,16 @@ class _CharacterModel:
     transition: dict[str, dict[str, float]]
     emission: dict[str, dict[str, float]]
 
-    def cut(self, run: str) -> Iterator[str]:
-        """Words of a run of Chinese characters by the likeliest sequence of places."""
+    def cut(self, run: str, words: list[str]) -> None:
+        """Adds the words of a run of Chinese characters by the likeliest sequence of places."""
         begin = 0
         for position, place in enumerate(self._places(run)):
             if place == "B":
                 begin = position
             elif place == "E":
-                yield run[begin : position + 1]
+                words.append(run[begin : position + 1])
             elif place == "S":
-                yield run[position]
+                words.append(run[position])
 
     def _places(self, run: str) -> str:
         to = self.transition
@@ -74,13 +73,21 @@ class _CharacterModel:
         for character in run[1:]:
             at_b, at_m = emit_b.get(character, _IMPOSSIBLE), emit_m.get(character, _IMPOSSIBLE)
             at_e, at_s = emit_e.get(character, _IMPOSSIBLE), emit_s.get(character, _IMPOSSIBLE)
-            next_b, from_b = max((e + e_to_b + at_b, "E"), (s + s_to_b + at_b, "S"))
-            next_m, from_m = max((m + m_to_m + at_m, "M"), (b + b_to_m + at_m, "B"))
-            next_e, from_e = max((b + b_to_e + at_e, "B"), (m + m_to_e + at_e, "M"))
-            next_s, from_s = max((s + s_to_s + at_s, "S"), (e + e_to_s + at_s, "E"))
+            next_b, from_b = s + s_to_b + at_b, "S"
+            if (other := e + e_to_b + at_b) > next_b:
+                next_b, from_b = other, "E"
+            next_m, from_m = m + m_to_m + at_m, "M"
+            if (other := b + b_to_m + at_m) > next_m:
+                next_m, from_m = other, "B"
+            next_e, from_e = m + m_to_e + at_e, "M"
+            if (other := b + b_to_e + at_e) > next_e:
+                next_e, from_e = other, "B"
+            next_s, from_s = s + s_to_s + at_s, "S"
+            if (other := e + e_to_s + at_s) > next_s:
+                next_s, from_s = other, "E"
             b, m, e, s = next_b, next_m, next_e, next_s
             before.append((from_b, from_m, from_e, from_s))
-        _, place = max((e, "E"), (s, "S"))
+        place = "E" if e > s else "S"
         places = [place]
         for row in reversed(before):
             place = row["BMES".index(place)]
@@ -92,80 +99,76 @@ class Segmenter:
     """Cuts text into words; concatenated, they are the text.
 
     Args:
-        scores: log probability of every dictionary word, None for what only begins one.
+        scores: log probability of every dictionary word, minus infinity for what only begins one.
         unknown_score: log probability of a character that begins no dictionary word.
         characters: finds words that the dictionary does not have.
     """
 
     def __init__(
-        self,
-        scores: dict[str, float | None],
-        unknown_score: float,
-        characters: _CharacterModel,
+        self, scores: dict[str, float], unknown_score: float, characters: _CharacterModel
     ) -> None:
         self._scores = scores
         self._unknown_score = unknown_score
         self._characters = characters
 
-    def cut(self, text: str) -> Iterator[str]:
+    def cut(self, text: str) -> list[str]:
         """Words, white space and punctuation in order, as ``jieba.cut`` yields them."""
+        words: list[str] = []
         for index, run in enumerate(_DICTIONARY_RUN.split(text)):
             if index % 2:
-                yield from self._cut_run(run)
+                self._cut_run(run, words)
+            elif len(run) == 1:
+                words.append(run)
             else:
                 for position, part in enumerate(_WHITESPACE.split(run)):
-                    if position % 2:
-                        yield part
-                    else:
-                        yield from part
+                    words += [part] if position % 2 else part
+        return words
 
-    def _cut_run(self, run: str) -> Iterator[str]:
+    def _cut_run(self, run: str, words: list[str]) -> None:
         ends = self._best_ends(run)
         start = singles = 0  # singles: where the pending row of one-character words begins
         while start < len(run):
             end = ends[start]
             if end - start > 1:
-                yield from self._cut_singles(run[singles:start])
-                yield run[start:end]
+                if singles < start:
+                    self._cut_singles(run[singles:start], words)
+                words.append(run[start:end])
                 singles = end
             start = end
-        yield from self._cut_singles(run[singles:])
+        if singles < start:
+            self._cut_singles(run[singles:], words)
 
     def _best_ends(self, run: str) -> list[int]:
         """For each position the end of the word that begins there on the likeliest path."""
-        length, scores = len(run), self._scores
+        length, find = len(run), self._scores.get
         best = [0.0] * (length + 1)
         ends = [0] * length
         for start in range(length - 1, -1, -1):
-            best_score, best_end = self._unknown_score + best[start + 1], start + 1
-            if (score := scores.get(run[start])) is not None:
-                best_score = score + best[start + 1]
-            # An unknown character competes with nothing; a prefix of words does not compete
-            # with them either, so the first real word replaces the stand-in.
-            settled = score is not None
-            end = start + 1
-            word = run[start]
-            while word in scores and end < length:
-                end += 1
-                word = run[start:end]
-                if (score := scores.get(word)) is None:
-                    continue
+            best_score, best_end, end = -math.inf, 0, start + 1
+            score = find(run[start])
+            while score is not None:  # what is in the dictionary, be it only as a beginning
                 total = score + best[end]
-                if not settled or total >= best_score:  # the longer word wins a tie
-                    best_score, best_end, settled = total, end, True
+                if total >= best_score:  # the longer word wins a tie
+                    best_score, best_end = total, end
+                if end == length:
+                    break
+                end += 1
+                score = find(run[start:end])
+            if best_score == -math.inf:  # no word begins here
+                best_score, best_end = self._unknown_score + best[start + 1], start + 1
             best[start], ends[start] = best_score, best_end
         return ends
 
-    def _cut_singles(self, run: str) -> Iterator[str]:
-        """Words of a row of characters that the dictionary would leave single."""
-        if len(run) <= 1 or self._scores.get(run) is not None:
-            yield from run
+    def _cut_singles(self, run: str, words: list[str]) -> None:
+        """Adds the words of a row of characters that the dictionary would leave single."""
+        if len(run) == 1 or self._scores.get(run, -math.inf) > -math.inf:
+            words += run
             return
         for index, part in enumerate(_HAN_RUN.split(run)):
             if index % 2:
-                yield from self._characters.cut(part)
-            else:
-                yield from filter(None, _LATIN_OR_NUMBER.split(part))
+                self._characters.cut(part, words)
+            elif part:
+                words += filter(None, _LATIN_OR_NUMBER.split(part))
 
 
 def default_segmenter() -> Segmenter:
@@ -202,9 +205,9 @@ def _import_jieba() -> tuple[Any, Any, Any, Any]:
     return jieba, prob_emit, prob_start, prob_trans
 
 
-def _scores_of(frequencies: dict[str, int], total: int) -> tuple[dict[str, float | None], float]:
+def _scores_of(frequencies: dict[str, int], total: int) -> tuple[dict[str, float], float]:
     log_total = math.log(total)
-    scores = {word: math.log(n) - log_total if n else None for word, n in frequencies.items()}
+    scores = {word: math.log(n) - log_total if n else -math.inf for word, n in frequencies.items()}
     return scores, math.log(1) - log_total
 
 
@@ -213,10 +216,10 @@ def _cache_path(jieba_version: str) -> Path | None:
         folder = platformdirs.user_cache_path("martlet", appauthor=False)
     except (OSError, RuntimeError):  # no home directory
         return None
-    return folder / f"words-1-jieba-{jieba_version}-{sys.implementation.cache_tag}.marshal"
+    return folder / f"words-2-jieba-{jieba_version}-{sys.implementation.cache_tag}.marshal"
 
 
-def _read_cache(path: Path | None) -> tuple[dict[str, float | None], float] | None:
+def _read_cache(path: Path | None) -> tuple[dict[str, float], float] | None:
     if path is None:
         return None
     try:
@@ -226,10 +229,10 @@ def _read_cache(path: Path | None) -> tuple[dict[str, float | None], float] | No
     digest, payload = data[:32], data[32:]
     if hashlib.sha256(payload).digest() != digest:  # cut short, or not ours: marshal trusts input
         return None
-    return cast("tuple[dict[str, float | None], float]", marshal.loads(payload))
+    return cast("tuple[dict[str, float], float]", marshal.loads(payload))
 
 
-def _write_cache(path: Path | None, content: tuple[dict[str, float | None], float]) -> None:
+def _write_cache(path: Path | None, content: tuple[dict[str, float], float]) -> None:
     if path is None:
         return
     payload = marshal.dumps(content)
