@@ -1,0 +1,85 @@
+"""One measurement as a row of benchmarks/results/NAME.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["Record", "checkout_commit", "write_records"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement; None means that it does not apply or was not measured.
+
+    ``shape`` is the model. ``peer`` is None for Martlet itself. ``share_of_limit`` is the part of
+    ``copy_ceiling_bytes_per_second`` (how fast this machine reads the memory that holds the
+    weights, measured in the same run) that the weights of a decode step account for. Speeds are
+    medians over ``repetitions``.
+
+    Units:
+        weight_bytes_per_token: bytes of weights that one decode step reads.
+        peak_process_bytes: the largest resident size of the process so far.
+    """
+
+    shape: str
+    quantize: str
+    device: str
+    torch: str
+    commit: str | None
+    command: str
+    gpu_memory_budget_bytes: int | None
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+    weight_bytes_per_token: int
+    copy_ceiling_bytes_per_second: float | None
+    pcie_bytes_per_second: float | None
+    streamed_bytes_per_token: int
+    share_of_limit: float | None
+    peak_process_bytes: int
+    peer: str | None
+    time_to_first_token_seconds: float
+    prompt_tokens: int
+    output_tokens: int
+    repetitions: int
+    num_threads: int
+    load_seconds: float
+    date: str
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write a list of rows, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps([asdict(r) for r in records], ensure_ascii=False, indent=2, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def checkout_commit(package: Path) -> str | None:
+    """The commit of the checkout that this package is part of, "-dirty" where files differ.
+
+    None for an installed package, also where it lies in some other project's checkout.
+    """
+    if not _git(package, "ls-files", "__init__.py"):
+        return None
+    commit = _git(package, "rev-parse", "--short=12", "HEAD")
+    return commit and commit + ("-dirty" if _git(package, "status", "--porcelain", "-uno") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,57 @@
+"""What all verbs that answer have in common: the model, the text to answer, the line after it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from martlet.cli.options import LoadOptions
+from martlet.cli.output import duration, note, read_standard_input
+from martlet.cli.progress import working
+from martlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from martlet.api import Model
+    from martlet.engine.request import Stats
+    from martlet.memory.plan import Plan
+
+__all__ = ["load_model", "report_answer", "stats_fields", "text_or_standard_input"]
+
+
+def load_model(name: str, loading: LoadOptions) -> Model:
+    """The model of that name, placed as the flags ask."""
+    with working(f"loading {name}"):
+        # Imported here, so that the spinner turns while torch is imported.
+        from martlet.api import load
+
+        return load(name, **loading.arguments())
+
+
+def text_or_standard_input(text: str | None, what: str) -> str:
+    """The argument, or stdin where it is left out or "-".
+
+    Raises:
+        UsageError: there is no text.
+    """
+    if text is None or text == "-":
+        return read_standard_input()
+    if not text.strip():
+        raise UsageError(f"{what} is empty; give at least one character")
+    return text
+
+
+def report_answer(stats: Stats | None, plan: Plan) -> None:
+    """Say on stderr how fast the answer came and where the weights live."""
+    if stats is None:  # the answer was stopped
+        note(f"stopped; {plan.describe()}")
+        return
+    speed = f"{stats.tokens_per_second:.1f} tokens/s, " if stats.tokens_per_second else ""
+    note(
+        f"{stats.output_tokens} tokens, {speed}"
+        f"first token after {duration(stats.prefill_seconds)}; {plan.describe()}"
+    )
+
+
+def stats_fields(stats: Stats) -> dict[str, Any]:
+    """The stats as JSON has them."""
+    return {**asdict(stats), "tokens_per_second": stats.tokens_per_second}

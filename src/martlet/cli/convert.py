@@ -1,0 +1,72 @@
+"""martlet convert: from a published checkpoint to a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from martlet.cli.options import as_json
+from martlet.cli.output import duration, print_json, print_text
+from martlet.cli.progress import Meter
+from martlet.device.size import format_bytes
+
+__all__ = ["command"]
+
+
+@click.command("convert")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "none"]),
+    default="none",
+    show_default=True,
+    help="Make the matrices int8 on the way.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Vocabulary file or folder, for a checkpoint that has none beside it.",
+)
+@click.option(
+    "--heads", type=click.IntRange(1), help="Attention heads, for a checkpoint that does not tell."
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if it is a model folder.")
+@as_json
+def command(  # noqa: PLR0913 - one parameter a flag
+    source: Path,
+    destination: Path,
+    quantize: Literal["int8", "none"],
+    tokenizer: Path | None,
+    heads: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert the checkpoint at SRC into the model folder DST.
+
+    SRC is a folder of Megatron or DeepSpeed shards, a Hugging Face folder or a BMInf checkpoint.pt;
+    its layout is found out by itself. DST appears whole or not at all.
+    """
+    from martlet.conversion.convert import convert
+
+    with Meter("converting") as meter:
+        report = convert(
+            source,
+            destination,
+            quantize=quantize,
+            tokenizer=tokenizer,
+            num_heads=heads,
+            overwrite=overwrite,
+            progress=meter.update,
+        )
+    if as_json:
+        print_json({**asdict(report), "path": str(report.path)})
+        return
+    print_text(
+        f"{report.path}: {report.family}, {report.num_tensors:,} tensors, "
+        f"{format_bytes(report.nbytes)}, quantize {report.quantize}, from {report.format_name} "
+        f"in {duration(report.seconds)} (peak memory {format_bytes(report.peak_rss_bytes)})"
+    )

@@ -1,0 +1,197 @@
+"""Flags that several verbs share, and the values they become."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import click
+
+from martlet.device.size import parse_bytes
+
+__all__ = [
+    "TEXT",
+    "LoadOptions",
+    "SamplingOptions",
+    "as_json",
+    "load_options",
+    "model_argument",
+    "sampling_options",
+]
+
+Command = Callable[..., None]
+_Options = TypeVar("_Options", "LoadOptions", "SamplingOptions")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where a model may live and how; None leaves the choice to the plan."""
+
+    gpu_memory: int | None
+    ram: int | None
+    quantize: str | None
+    device: str
+    threads: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``martlet.load`` and ``martlet.plan``."""
+        return {
+            "gpu_memory": self.gpu_memory,
+            "ram": self.ram,
+            "quantize": self.quantize,
+            "device": self.device,
+            "num_threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen and when to stop; None leaves the model's default."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    stop: tuple[str, ...]
+    seed: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that were given on the command line, and no others."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: list(value) if name == "stop" else value
+            for name, value in given.items()
+            if value is not None and value != ()
+        }
+
+
+# ParamType takes a type argument from click 8.4 on only.
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return parse_bytes(value, param.opts[0] if param else "size")
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg]
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail(
+                f"character {error.start} is not valid UTF-8; check the encoding of the terminal",
+                param,
+                ctx,
+            )
+        return text
+
+
+class _Number(click.FloatRange):
+    """A number in a range; click alone lets "nan" through, which is in no range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+SIZE = _Size()
+TEXT = _Text()
+
+model_argument = click.argument("model", type=TEXT)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+_LOAD = (
+    click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB."),
+    click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cuda", "cpu"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["int8", "none"]),
+        help="Keep the weights in this form; left out, as the model folder has them.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads to compute with."),
+)
+
+_SAMPLING = (
+    click.option("--max-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
+    click.option(
+        "--temperature",
+        type=_Number(0, 100),
+        help="0 takes the likeliest token; higher is freer.",
+    ),
+    click.option("--top-k", type=click.IntRange(0), help="Keep the k likeliest tokens; 0 = all."),
+    click.option(
+        "--top-p",
+        type=_Number(0, 1, min_open=True),
+        help="Keep the likeliest tokens up to this probability.",
+    ),
+    click.option(
+        "--min-p",
+        type=_Number(0, 1),
+        help="Drop tokens less likely than this times the likeliest.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=_Number(0.01, 100),
+        help="Divide the logit of tokens seen before; 1 = off.",
+    ),
+    click.option(
+        "--presence-penalty",
+        type=_Number(-2, 2),
+        help="Take this from the logit of tokens seen before.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=_Number(-2, 2),
+        help="Take this from the logit for every time a token was seen.",
+    ),
+    click.option("--stop", type=TEXT, multiple=True, help="Stop at this text; may be repeated."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same answer."),
+)
+
+
+def load_options(function: Command) -> Command:
+    """Add the flags of loading; the verb gets them as ``loading: LoadOptions``."""
+    return _grouped(function, "loading", LoadOptions, _LOAD)
+
+
+def sampling_options(function: Command) -> Command:
+    """Add the flags of generation; the verb gets them as ``sampling: SamplingOptions``."""
+    return _grouped(function, "sampling", SamplingOptions, _SAMPLING)
+
+
+def _grouped(
+    function: Command,
+    name: str,
+    group: type[_Options],
+    options: tuple[Callable[[Command], Command], ...],
+) -> Command:
+    @functools.wraps(function)
+    def call(**flags: Any) -> None:
+        values = {field.name: flags.pop(field.name) for field in fields(group)}
+        function(**flags, **{name: group(**values)})
+
+    command: Command = call
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,123 @@
+"""What goes to the terminal: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from martlet.errors import UsageError
+
+__all__ = [
+    "duration",
+    "is_interactive",
+    "note",
+    "print_json",
+    "print_table",
+    "print_text",
+    "read_standard_input",
+    "stream_text",
+]
+
+
+def print_text(text: str) -> None:
+    """Write a result and a line end."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Write a result for scripts: strict JSON (infinity becomes null), characters as they are."""
+    print_text(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> None:
+    """Write rows in columns, the first row as the heading; columns in ``right`` align right.
+
+    Chinese characters count two columns, as terminals draw them.
+    """
+    from rich.cells import cell_len
+
+    aligned_right = frozenset(right)
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = []
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - cell_len(cell))
+            cells.append(gap + cell if i in aligned_right else cell + gap)
+        print_text("  ".join(cells).rstrip())
+
+
+def stream_text(pieces: Iterable[str], written: list[str]) -> None:
+    """Write the pieces of an answer as they come and end the line.
+
+    ``written`` gets every piece that was shown, also where the answer is interrupted.
+    """
+    try:
+        for piece in pieces:
+            written.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        # Also when the reader stops the answer: what follows starts on its own line.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write a line about the work, not of it, to stderr."""
+    if sys.stderr.isatty():
+        text = click.style(text, dim=True)
+    click.echo(text, err=True)
+
+
+def is_interactive() -> bool:
+    """Whether a person types at the other end of stdin."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_standard_input() -> str:
+    """All of stdin as text, without the line end that shells and editors put last.
+
+    Raises:
+        UsageError: stdin is closed, empty or not UTF-8.
+    """
+    if sys.stdin is None:
+        raise UsageError("stdin is closed; give the text as an argument")
+    raw = sys.stdin.buffer.read()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start:,}; "
+            "convert it first, e.g. with `iconv -f GB18030 -t UTF-8`"
+        ) from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text.strip():
+        raise UsageError("stdin is empty; give the text as an argument or through a pipe")
+    return text
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 340 ms, 2.1 s, 3 min 20 s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
