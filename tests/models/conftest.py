@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from martlet.checkpoint.store import open_store
 from martlet.compression.absmax import quantize_weights
+from martlet.conversion.convert import convert
 from martlet.layers.kv_cache import KVCache
 from martlet.models.architecture import FIXED, Architecture, Stack, Weights
+from martlet.models.config import load_architecture
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,21 @@ def _random_model(
 def random_model() -> Callable[..., Model]:
     """Makes a model with seeded weights, scaled so that logits are far from flat."""
     return _random_model
+
+
+@pytest.fixture
+def convert_model(tmp_path: Path) -> Callable[..., Model]:
+    """Takes a foreign checkpoint through our converter and opens what came out."""
+
+    def convert_and_open(source: Path, quantize: str = "none") -> Model:
+        folder = tmp_path / f"converted-{quantize}"
+        convert(source, folder, quantize=quantize)
+        store = open_store(folder)
+        architecture = load_architecture(store.config)
+        blocks = {spec.name: store.block(spec.name) for spec in architecture.block_specs()}
+        return Model(architecture, blocks)
+
+    return convert_and_open
 
 
 @pytest.fixture(autouse=True)

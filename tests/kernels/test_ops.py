@@ -1,0 +1,174 @@
+"""Every operation against its definition in plain torch."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from martlet.compression.absmax import quantize_rows
+from martlet.kernels import ops, reference, tiled
+from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER
+from martlet.quantization.scheme import QuantizedTensor
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+# Relative to the largest value of the result: the definition rounds once, a body may round the
+# operands too; two units in the last place of each type. float32 sums in another order.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2 * 2**-10, torch.bfloat16: 2 * 2**-7}
+SHAPES = [(1, 1), (5, 7), (48, 64), (33, 100), (16, 384), (700, 1024)]
+
+
+def _randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def _assert_near(ours: Tensor, definition: Tensor, tolerance: float) -> None:
+    assert ours.dtype == definition.dtype
+    assert ours.shape == definition.shape
+    error = (ours.double() - definition.double()).abs().max()
+    assert error <= tolerance * definition.double().abs().max()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("stored", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("has_bias", [False, True], ids=["", "bias"])
+def test_linear_with_a_float_weight_of_any_type(
+    shape: tuple[int, int], rows: int, stored: torch.dtype, dtype: torch.dtype, has_bias: bool
+) -> None:
+    x, weight = _randn(rows, shape[1], dtype=dtype), _randn(*shape, dtype=stored)
+    bias = _randn(shape[0], dtype=stored) if has_bias else None
+    wide_bias = None if bias is None else bias.double()
+    definition = reference.linear(x.double(), weight.to(dtype), wide_bias).to(dtype)
+    _assert_near(ops.linear(x, weight, bias), definition, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 5, MAX_ROWS_INTEGER, MAX_ROWS_INTEGER + 1, 50])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_linear_with_an_int8_weight(
+    shape: tuple[int, int], rows: int, scale_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    weight = quantize_rows(_randn(*shape))
+    weight = QuantizedTensor(weight.data, weight.scale.to(scale_dtype))
+    x, bias = _randn(rows, shape[1], dtype=dtype), _randn(shape[0])
+    definition = reference.linear(x.float(), weight, bias)
+    ours = ops.linear(x, weight, bias)
+    assert ours.dtype == dtype
+    # Few rows: activation and product are rounded to bfloat16, at worst 2**-8 of the product of
+    # the magnitudes together; more rows are float32, rounded to the activation's type at the end.
+    magnitude = reference.linear(x.float().abs(), weight_of_magnitudes(weight), bias.abs())
+    is_integer = rows <= MAX_ROWS_INTEGER and shape[1] % 16 == 0
+    tolerance = (2**-8 if is_integer else 0.0) + ROUNDING[dtype]
+    assert ((ours.float() - definition).abs() <= tolerance * magnitude).all()
+
+
+def weight_of_magnitudes(weight: QuantizedTensor) -> QuantizedTensor:
+    return QuantizedTensor(weight.data.abs(), weight.scale)
+
+
+def test_the_scale_of_a_row_is_not_rounded_to_bfloat16() -> None:
+    data = torch.ones(64, 64, dtype=torch.int8)
+    scale = torch.linspace(1, 2, 64)  # bfloat16 would be off by up to 2**-9
+    ours = ops.linear(torch.ones(1, 64), QuantizedTensor(data, scale))
+    torch.testing.assert_close(ours[0], 64 * scale, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("in_features", range(1, 67))
+def test_no_width_reads_beyond_an_int8_weight(in_features: int) -> None:
+    # What stands behind the weight is not zero: a kernel that runs over the end gives itself away.
+    memory = torch.full((9 * in_features + 64,), 127, dtype=torch.int8)
+    memory[: 9 * in_features] = 1
+    weight = QuantizedTensor(memory[: 9 * in_features].view(9, in_features), torch.ones(9))
+    ours = ops.linear(torch.ones(2, in_features), weight)
+    assert torch.equal(ours, torch.full((2, 9), float(in_features)))
+
+
+def test_an_int8_weight_at_an_odd_address_is_read_right() -> None:
+    weight = quantize_rows(_randn(8, 32))
+    memory = torch.zeros(8 * 32 + 1, dtype=torch.int8)
+    shifted = memory[1:].view(8, 32).copy_(weight.data)
+    ours = ops.linear(_randn(2, 32), QuantizedTensor(shifted, weight.scale))
+    _assert_near(ours, reference.linear(_randn(2, 32), weight), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_tiles_join_up(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "_TILE_BYTES", {"cpu": 1000})
+    weight, x = quantize_rows(_randn(101, 24)), _randn(3, 24, dtype=dtype)
+    definition = reference.linear(x.double(), weight.dequantize(dtype)).to(dtype)
+    _assert_near(tiled.linear(x, weight), definition, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("stored", [*FLOATS, torch.int8], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_embedding_gives_the_rows(stored: torch.dtype, dtype: torch.dtype) -> None:
+    table = _randn(20, 12)
+    weight = quantize_rows(table) if stored == torch.int8 else table.to(stored)
+    token_ids = torch.tensor([[0, 19, 3], [3, 7, 19]])
+    ours = ops.embedding(weight, token_ids, dtype)
+    assert torch.equal(ours, reference.embedding(weight, token_ids, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 8), (2, 3, 40), (5, 384)], ids=str)
+def test_norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = (3 * _randn(*shape) + 1).to(dtype)
+    weight, bias = _randn(shape[-1], dtype=dtype), _randn(shape[-1] + 1, dtype=dtype)[1:]
+    # float32: sums in another order; half types: one unit in the last place of the quotient, which
+    # the weight then multiplies.
+    tolerance = ROUNDING[dtype]
+    layer = reference.layer_norm(x, weight, bias, 1e-5)
+    _assert_near(ops.layer_norm(x, weight, bias, 1e-5), layer, tolerance)
+    _assert_near(ops.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), tolerance)
+
+
+def test_rms_norm_of_large_half_values_does_not_overflow() -> None:
+    x = torch.full((1, 16), 60000.0, dtype=torch.float16)  # the square is beyond float16
+    ours = ops.rms_norm(x, torch.ones(16, dtype=torch.float16), 1e-6)
+    assert torch.equal(ours, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [("gelu_new", reference.gelu_tanh), ("gelu", reference.gelu), ("relu", torch.relu)],
+)
+def test_activations(name: str, definition: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    x = torch.linspace(-8, 8, 999).to(dtype)
+    _assert_near(ops.ACTIVATIONS[name](x), definition(x), ROUNDING[dtype])
+    gated = ops.gated_activation(x, x.flip(0), name)
+    _assert_near(gated, definition(x) * x.flip(0), 2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (1, 30), (7, 7), (7, 30), (40, 40)])
+@pytest.mark.parametrize("bias_shape", [None, (1, 3), (2, 1), (2, 3)], ids=str)
+def test_attention(
+    dtype: torch.dtype,
+    scale: float,
+    num_queries: int,
+    num_keys: int,
+    bias_shape: tuple[int, int] | None,
+) -> None:
+    q, k = _randn(2, 3, num_queries, 10, dtype=dtype), _randn(2, 3, num_keys, 10, dtype=dtype)
+    v = _randn(2, 3, num_keys + 1, 10, dtype=dtype)[:, :, 1:]  # a slice, as from a cache
+    bias = None if bias_shape is None else _randn(*bias_shape, num_queries, num_keys, dtype=dtype)
+    definition = reference.attention(q, k, v, bias, scale=scale)
+    _assert_near(ops.attention(q, k, v, bias, scale=scale), definition, 2 * ROUNDING[dtype])
+
+
+def test_causal_attention() -> None:
+    q, k, v = (_randn(2, 3, 9, 10 + i)[..., :10] for i in range(3))
+    definition = reference.attention(q, k, v, scale=0.5, is_causal=True)
+    _assert_near(ops.attention(q, k, v, scale=0.5, is_causal=True), definition, 4e-6)
+
+
+def test_a_weight_of_the_wrong_width_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="does not fit"):
+        ops.linear(_randn(2, 5), _randn(4, 6))
