@@ -7,12 +7,13 @@ offsets count from the first byte of the data; ``__metadata__`` maps strings to 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,10 +55,10 @@ _MAX_NAME_CHARACTERS = 512
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 1 << 60  # keeps every product inside the 64 bits that torch computes with
 _METADATA = "__metadata__"
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where a tensor lies.
 
     Units:
@@ -141,11 +142,23 @@ def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Head
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) != header_bytes:
         raise ModelFileError(f"{path}: the file ends inside its header")
+    # A large header makes a million objects and not one cycle; looking for cycles again and again
+    # would double the time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _check_header(path, raw, size_bytes)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _check_header(path: Path, raw: bytes, size_bytes: int) -> Header:
     table = _parse_json(path, raw)
     metadata = _check_metadata(path, table.pop(_METADATA, {}))
     if len(table) > MAX_ENTRIES:
         raise ModelFileError(f"{path}: {len(table):,} tensors, the limit is {MAX_ENTRIES:,}")
-    data_offset = 8 + header_bytes
+    data_offset = 8 + len(raw)
     entries = [_check_entry(path, name, value, data_offset) for name, value in table.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     _check_ranges(path, entries, data_offset, size_bytes)
@@ -214,24 +227,27 @@ def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
 
 
 def _check_entry(path: Path, name: str, value: Any, data_offset: int) -> TensorEntry:
-    if problem := check_tensor_name(name):
-        raise ModelFileError(f"{path}: {problem}")
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+    # A hostile header has 10^5 of these, so the usual case takes few steps.
+    if not name.isprintable() or not 0 < len(name) <= _MAX_NAME_CHARACTERS:
+        raise ModelFileError(f"{path}: {check_tensor_name(name)}")
+    if type(value) is not dict or len(value) != 3 or not value.keys() >= _ENTRY_KEYS:
         raise ModelFileError(f"{path}: {name}: needs exactly dtype, shape and data_offsets")
     dtype_name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
+    dtype = DTYPES.get(dtype_name) if type(dtype_name) is str else None
     if dtype is None:
         raise ModelFileError(
             f"{path}: {name}: dtype {dtype_name!r:.40} is not one of {', '.join(DTYPES)}"
         )
     if not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         raise ModelFileError(f"{path}: {name}: shape {shape!r:.80} is not a list of sizes")
-    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:
+    count = math.prod(shape)
+    # With a zero among them the others may still multiply to more than 64 bits.
+    if (count or math.prod(filter(None, shape))) > _MAX_ELEMENTS:
         raise ModelFileError(f"{path}: {name}: shape {shape!r:.80} is too large")
     if not _is_sizes(offsets) or len(offsets) != 2:
         raise ModelFileError(f"{path}: {name}: data_offsets {offsets!r:.80} is not a pair")
     begin, end = offsets
-    nbytes = math.prod(shape) * dtype.itemsize
+    nbytes = count * dtype.itemsize
     if end - begin != nbytes:
         raise ModelFileError(
             f"{path}: {name}: {dtype_name} {shape} needs {nbytes:,} bytes, "
@@ -241,8 +257,10 @@ def _check_entry(path: Path, name: str, value: Any, data_offset: int) -> TensorE
 
 
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(size) is int and 0 <= size <= _MAX_ELEMENTS for size in value
+    if type(value) is not list:
+        return False
+    return not value or (
+        set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= _MAX_ELEMENTS
     )
 
 
