@@ -32,10 +32,15 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
     step = max(1, tile_bytes // (in_features * x.element_size()))
     out = x.new_empty(x.shape[0], out_features)
+    stored, scale = weight, None
+    if isinstance(weight, QuantizedTensor) and x.dtype == torch.float32:
+        # The integers are exact in float32 and their sums cannot overflow, so the few results are
+        # scaled instead of the many weights. Half types lack the range for that.
+        stored, scale = weight.data, weight.scale
     for start in range(0, out_features, step):
         stop = min(start + step, out_features)
-        torch.mm(x, _rows(weight, start, stop, x.dtype).t(), out=out[:, start:stop])
-    return out
+        torch.mm(x, _rows(stored, start, stop, x.dtype).t(), out=out[:, start:stop])
+    return out if scale is None else out.mul_(scale)
 
 
 def _rows(weight: Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:

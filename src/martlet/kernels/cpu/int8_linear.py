@@ -43,7 +43,7 @@ def int8_linear(x: Tensor, weight: QuantizedTensor) -> Tensor:
     # would also round the scale to bfloat16, a lasting error of the whole row; so it gets ones.
     ones = torch.ones(weight.shape[0], dtype=torch.bfloat16)
     product = torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), weight.data, ones)
-    return (product * weight.scale.float()).to(x.dtype)
+    return (product * weight.scale.to(torch.float32)).to(x.dtype)
 
 
 def _is_aligned(data: Tensor) -> bool:
