@@ -14,6 +14,9 @@ from martlet.errors import MartletError
 
 __all__ = ["Sample", "Sampler"]
 
+# Tokens that are ranked before the whole vocabulary is: a top-p of 0.9 rarely needs more.
+_USUAL_NUCLEUS = 512
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -66,22 +69,18 @@ class Sampler:
         """
         logits = logits.to(device="cpu", dtype=torch.float32)
         normaliser = torch.logsumexp(logits, dim=0)
-        if not torch.isfinite(logits).all():
-            num_bad = int((~torch.isfinite(logits)).sum())
-            raise MartletError(
-                f"the model gave {num_bad} of {logits.numel()} logits that are not finite numbers; "
-                "its weights are damaged or overflow in this number type: convert it again, "
-                "or try --device cpu"
-            )
+        # The sum is a cheap first look: it is finite wherever every logit is and none is absurd.
+        if not logits.sum().isfinite():
+            _require_finite(logits)
         scores = self._penalise(logits)
         if suppressed is not None:
             scores = scores.masked_fill(suppressed, -torch.inf)
+        if scores.max() == -torch.inf:
+            raise MartletError("every token of the vocabulary is suppressed; nothing can follow")
         if self.params.temperature == 0:
             token_id = int(scores.argmax())
         else:
             token_id = self._draw(*self.candidates(scores))
-        if scores[token_id] == -torch.inf:
-            raise MartletError("every token of the vocabulary is suppressed; nothing can follow")
         return Sample(token_id, float(logits[token_id] - normaliser))
 
     def _penalise(self, logits: Tensor) -> Tensor:
@@ -96,38 +95,66 @@ class Sampler:
         return logits
 
     def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that may be drawn, most probable first, and their probabilities.
+        """The tokens that may be drawn, and their probabilities.
 
         Shapes:
             scores: (vocab_size,) float32 after penalties, -inf = must not be chosen
             return: (num_candidates,) int64, and (num_candidates,) float64 that sum to 1
         """
         p = self.params
-        num_kept = min(p.top_k or scores.numel(), scores.numel())
-        # The full sort is stable, so that equal scores stand in the order of their ids.
-        if num_kept < scores.numel():
-            top, token_ids = scores.topk(num_kept)
-        else:
-            top, token_ids = scores.sort(descending=True, stable=True)
         # The best score is taken off first: a tiny temperature must not turn it into infinity.
-        tempered = (top.double() - top[0].double()) / p.temperature
-        probabilities = torch.softmax(tempered, dim=0)
-        if p.top_p < 1:
-            before = probabilities.cumsum(0) - probabilities
-            num_kept = max(1, int((before < p.top_p).sum()))
-            probabilities = _renormalised(probabilities[:num_kept])
+        best = scores.max().double()
+        if 0 < p.top_k < scores.numel():
+            top, token_ids = scores.topk(p.top_k)
+            probabilities = torch.softmax((top.double() - best) / p.temperature, dim=0)
+            if p.top_p < 1:
+                token_ids, probabilities = _nucleus(token_ids, probabilities, p.top_p)
+        else:
+            probabilities = torch.softmax((scores.double() - best) / p.temperature, dim=0)
+            if p.top_p < 1:
+                token_ids, probabilities = _ranked_nucleus(probabilities, p.top_p)
+            else:
+                token_ids = torch.arange(scores.numel())
         if p.min_p > 0:
-            num_kept = int((probabilities >= p.min_p * probabilities[0]).sum())
-            probabilities = _renormalised(probabilities[:num_kept])
-        return token_ids[: probabilities.numel()], probabilities
+            kept = probabilities >= p.min_p * probabilities.max()
+            token_ids, probabilities = token_ids[kept], _renormalised(probabilities[kept])
+        return token_ids, probabilities
 
     def _draw(self, token_ids: Tensor, probabilities: Tensor) -> int:
         point = torch.rand((), generator=self._generator, dtype=torch.float64)
         cumulative = probabilities.cumsum(0)
-        # right=True passes over tokens of probability 0; the sum may round to just under 1.
+        # right=True passes over tokens of probability 0.
         index = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
-        last_possible = int(probabilities.count_nonzero()) - 1
-        return int(token_ids[min(index, last_possible)])
+        if index == len(cumulative):  # the product was rounded up to the sum
+            index = int(probabilities.argmax())
+        return int(token_ids[index])
+
+
+def _require_finite(logits: Tensor) -> None:
+    num_bad = int((~torch.isfinite(logits)).sum())
+    if num_bad:
+        raise MartletError(
+            f"the model gave {num_bad} of {logits.numel()} logits that are not finite numbers; "
+            "its weights are damaged or overflow in this number type: convert it again, "
+            "or try --device cpu"
+        )
+
+
+def _ranked_nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """``_nucleus`` of a whole vocabulary, sorted only as far as is usually enough."""
+    num_ranked = min(_USUAL_NUCLEUS, probabilities.numel())
+    ranked, token_ids = probabilities.topk(num_ranked)
+    if ranked.sum() < top_p:
+        # Stable, so that equal probabilities stand in the order of their ids.
+        ranked, token_ids = probabilities.sort(descending=True, stable=True)
+    return _nucleus(token_ids, ranked, top_p)
+
+
+def _nucleus(token_ids: Tensor, ranked: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The smallest number of leading tokens that together have a probability of ``top_p``."""
+    before = ranked.cumsum(0) - ranked
+    num_kept = max(1, int((before < top_p).sum()))
+    return token_ids[:num_kept], _renormalised(ranked[:num_kept])
 
 
 def _renormalised(probabilities: Tensor) -> Tensor:

@@ -1,0 +1,380 @@
+"""A loaded model and what it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+from torch import Tensor
+
+from martlet.compression.perplexity import TextScore, score_causal, score_conditional
+from martlet.engine.chat import chat
+from martlet.engine.fill import Fill, Filling, split_at_blanks
+from martlet.engine.generator import Generator
+from martlet.engine.loading import sampling_defaults
+from martlet.engine.request import Request, SamplingParams, Stats
+from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
+from martlet.engine.tasks import DEFAULT_SAMPLING, TaskModel
+from martlet.engine.text import TextStream
+from martlet.engine.write import complete, write
+from martlet.errors import ModelFileError, UsageError
+from martlet.memory.plan import Plan
+from martlet.tokenizers.tokenizer import Tokenizer
+
+__all__ = ["Model", "SamplingOptions"]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keywords of every method that generates; see ``SamplingParams``.
+
+    None, or left out, takes the default of the model, else that of the task.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+
+
+class Model:
+    """A loaded model. Made by ``martlet.load``; runs one text at a time.
+
+    ``plan`` is the plan in force. ``last_stats`` tells how the last text that ended went: tokens,
+    tokens per second, time to the first token, why it ended, the seed.
+    """
+
+    def __init__(
+        self, task_model: TaskModel, plan: Plan, generation: Mapping[str, Any] | None = None
+    ) -> None:
+        self.plan = plan
+        self.last_stats: Stats | None = None
+        self._model = task_model
+        self._defaults = {
+            task: [*sampling_defaults(generation or {}, task), DEFAULT_SAMPLING[task]]
+            for task in DEFAULT_SAMPLING
+        }
+        try:
+            for defaults in self._defaults.values():
+                SamplingParams.from_fields({}, *defaults)
+        except UsageError as error:
+            raise ModelFileError(f"generation_config.json of {self.name}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The name that it was loaded by."""
+        return self._model.name
+
+    @property
+    def family(self) -> str:
+        """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2" or "t5"."""
+        return self._model.family
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer: ``encode(text)`` and ``decode(ids)``."""
+        return self._model.tokenizer
+
+    @property
+    def generator(self) -> Generator:
+        """Architecture, executor and tokenizer joined, for measuring and for requests by hand."""
+        return self._model.generator
+
+    @overload
+    def fill(
+        self,
+        text: str | Sequence[str],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Fill: ...
+    @overload
+    def fill(
+        self,
+        text: str | Sequence[str],
+        *,
+        stream: Literal[True],
+        **options: Unpack[SamplingOptions],
+    ) -> Filling: ...
+    def fill(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
+        self,
+        text: str | Sequence[str],
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> Fill | Filling:
+        """The text with its blanks filled; a blank is written ``<blank>``, ``<span>`` or ``__``.
+
+        ``text`` may also be the pieces around the blanks. ``max_tokens`` is for all blanks
+        together. With ``stream=True`` an iterator of (index of the blank, piece of its text), whose
+        ``result()`` is the ``Fill``.
+
+        Raises:
+            UsageError: there is no blank, or the model cannot fill.
+            ContextLengthError: the text is too long.
+        """
+        params = self._params(
+            "fill",
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        pieces = split_at_blanks(text) if isinstance(text, str) else text
+        filling = Filling(self._model, pieces, params, on_finish=self._keep_stats)
+        return filling if stream else filling.result()
+
+    @overload
+    def write(
+        self,
+        opening: str,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SamplingOptions],
+    ) -> str: ...
+    @overload
+    def write(
+        self,
+        opening: str,
+        *,
+        stream: Literal[True],
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream: ...
+    def write(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
+        self,
+        opening: str,
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> str | TextStream:
+        """What follows an opening, without the opening; as long as ``max_tokens`` says.
+
+        With ``stream=True`` an iterator of pieces.
+
+        Raises:
+            UsageError: the opening is empty, or the model cannot write.
+        """
+        params = self._params(
+            "write",
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        return self._text(write(self._model, opening, params), stream)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        stream: Literal[False] = False,
+        max_input_tokens: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> str: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        stream: Literal[True],
+        max_input_tokens: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream: ...
+    def chat(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        stream: bool = False,
+        max_input_tokens: int | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> str | TextStream:
+        """The answer to a dialogue: messages ``{"role": "user" or "assistant", "content": text}``.
+
+        The oldest turns are left out where not all fit into ``max_input_tokens`` (None: what
+        the model was trained to read). With ``stream=True`` an iterator of pieces.
+
+        Raises:
+            UsageError: the messages are malformed, or the model cannot chat.
+            ContextLengthError: the last message alone is too long.
+        """
+        params = self._params(
+            "chat",
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        return self._text(chat(self._model, messages, params, max_input_tokens), stream)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SamplingOptions],
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream: ...
+    def generate(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
+        self,
+        prompt: str,
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> str | TextStream:
+        """What the model makes of a prompt, whatever its family.
+
+        CPM-1, GPT-2 and CPM-2 go on with it, until the context is full at most; T5 does what it
+        says; EVA answers it as a turn. With ``stream=True`` an iterator of pieces.
+
+        Raises:
+            UsageError: the prompt is empty.
+            ContextLengthError: the prompt is too long.
+        """
+        params = self._params(
+            {"eva": "chat", "t5": "generate"}.get(self.family, "write"),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        if self.family == "eva":
+            return self._text(
+                chat(self._model, [{"role": "user", "content": prompt}], params), stream
+            )
+        return self._text(complete(self._model, prompt, params), stream)
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """The raw output after each token; decoder-only models.
+
+        Shapes:
+            return: (num_tokens, vocab_size) float32 on the CPU; row i predicts token i + 1
+
+        Raises:
+            UsageError: no tokens, an id outside the vocabulary, or an encoder-decoder model.
+            ContextLengthError: more tokens than the model has positions.
+        """
+        # A copy made here is no inference tensor: it may be used with autograd.
+        return token_logits(self._model, token_ids).cpu().clone()
+
+    def score(self, context: str, continuation: str) -> Score:
+        """How probable a continuation is after a context: log-probability, tokens, characters.
+
+        Raises:
+            UsageError: the continuation is empty.
+            ContextLengthError: the context is longer than what the encoder reads.
+        """
+        return score_continuation(self._model, context, continuation)
+
+    def score_text(
+        self, text: str, *, progress: Callable[[int, int], None] | None = None
+    ) -> TextScore:
+        """How well the model predicts a whole text of any length: perplexity, bits per character.
+
+        ``progress`` is called with (tokens scored, tokens to score).
+
+        Raises:
+            UsageError: the text has fewer than two tokens.
+        """
+        window_tokens = self._model.generator.architecture.max_positions
+        if window_tokens is not None:
+            return score_causal(
+                lambda ids: token_logits(self._model, ids),
+                self.tokenizer,
+                text,
+                window_tokens=window_tokens,
+                progress=progress,
+            )
+        # Two places of the encoder are for the marks of the family's format.
+        input_tokens = (self._model.max_input_tokens or 512) - 2
+        return score_conditional(
+            lambda context_ids, ids: score_tokens(self._model, context_ids, ids),
+            self.tokenizer,
+            text,
+            context_tokens=min(256, input_tokens),
+            piece_tokens=min(64, input_tokens),
+            progress=progress,
+        )
+
+    def _params(self, task: str, **given: Any) -> SamplingParams:
+        return SamplingParams.from_fields(given, *self._defaults[task])
+
+    def _text(self, request: Request, stream: bool) -> str | TextStream:
+        pieces = TextStream(self._model.generator, request, self._keep_stats)
+        return pieces if stream else "".join(pieces)
+
+    def _keep_stats(self, stats: Stats) -> None:
+        self.last_stats = stats

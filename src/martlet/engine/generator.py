@@ -1,0 +1,173 @@
+"""Prefill, decode steps, and when to stop: the only place that joins a model and its weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from martlet.engine.request import Context, Finished, FinishReason, Request, Stats, TokenEvent
+from martlet.engine.sampler import Sampler
+from martlet.engine.sequence import RunningSequence
+from martlet.engine.stop import StopStrings
+from martlet.errors import ContextLengthError
+from martlet.memory.executor import Executor
+from martlet.models.architecture import Architecture
+from martlet.tokenizers.detokenizer import Detokenizer
+from martlet.tokenizers.tokenizer import Tokenizer
+
+__all__ = ["Generator"]
+
+
+class Generator:
+    """Runs requests on one model. The same request with the same seed gives the same tokens."""
+
+    def __init__(
+        self, architecture: Architecture, executor: Executor, tokenizer: Tokenizer
+    ) -> None:
+        self.architecture = architecture
+        self.executor = executor
+        self.tokenizer = tokenizer
+
+    def generate(self, request: Request) -> Iterator[TokenEvent | Finished]:
+        """The tokens of a request as they come, then one ``Finished``.
+
+        The pieces of text, put together, are the text up to the first stop string. The token that
+        ends the text (see ``Request.eos_ids``) is no event. Nothing is computed before the first
+        event is asked for; closing the iterator between two events ends the work.
+
+        Raises:
+            ContextLengthError: the prompt has more tokens than the model has positions.
+            CapacityError: cache or activations do not fit into memory.
+        """
+        return _Run(self, request).events()
+
+    def start(
+        self, context: Context, room_tokens: int, limit_tokens: int | None
+    ) -> RunningSequence:
+        """A sequence with room for a context and ``room_tokens`` more, its encoder already run.
+
+        ``limit_tokens`` bounds the room (None: only the model's positions do).
+
+        Raises:
+            ContextLengthError: the context alone has more tokens than the model has positions.
+            CapacityError: the cache does not fit into memory.
+        """
+        num_tokens = len(context.decoder_ids)
+        limits = [n for n in (limit_tokens, self.architecture.max_positions) if n is not None]
+        if limits and num_tokens > min(limits):
+            raise ContextLengthError(
+                f"the text has {num_tokens:,} tokens and the model reads at most {min(limits):,}; "
+                "use a shorter text"
+            )
+        capacity_tokens = min([num_tokens + room_tokens, *limits])
+        sequence = RunningSequence(
+            self.architecture, self.executor, capacity_tokens, len(context.encoder_ids or ())
+        )
+        if context.encoder_ids is not None:
+            sequence.encode(context.encoder_ids)
+        return sequence
+
+
+class _Run:
+    """The state of one request while it runs."""
+
+    def __init__(self, generator: Generator, request: Request) -> None:
+        self._generator = generator
+        self._request = request
+        self._sampler = Sampler(
+            request.params, generator.architecture.vocab_size, request.prompt_ids
+        )
+        self._detokenizer = Detokenizer(generator.tokenizer)
+        self._stop = StopStrings(request.params.stop)
+        self._output_ids: list[int] = []
+        self._pending: list[int] = []  # tokens that the decoder has not read yet
+        self._step_seconds: list[float] = [0.0, 0.0]  # first token, all others
+        self._reason: FinishReason | None = None
+        self._sequence: RunningSequence | None = None
+
+    def events(self) -> Iterator[TokenEvent | Finished]:
+        """See ``Generator.generate``."""
+        while self._reason is None:
+            start = time.perf_counter()
+            event = self._step()
+            self._step_seconds[len(self._output_ids) > 1] += time.perf_counter() - start
+            if event is not None:
+                yield event
+        yield Finished(self._tail(), self._stats(self._reason))
+
+    def _step(self) -> TokenEvent | None:
+        """One more token, or None and a reason why there is none."""
+        request = self._request
+        if request.cancel.is_set():
+            self._reason = "cancelled"
+            return None
+        token_id, logprob = self._next_token()
+        if token_id is None:
+            self._reason = "length"
+            return None
+        self._sampler.accept(token_id)
+        request.constraint.accept(token_id)
+        self._output_ids.append(token_id)
+        self._pending.append(token_id)
+        if token_id in request.eos_ids:
+            self._reason = "eos"
+            return None
+        text = self._stop.push(self._detokenizer.push(token_id))
+        if self._stop.stopped:
+            self._reason = "stop"
+        elif len(self._output_ids) >= request.params.max_tokens:
+            self._reason = "length"
+        return TokenEvent(token_id, text, logprob)
+
+    def _next_token(self) -> tuple[int | None, float | None]:
+        """The next token and its log-probability; no token where the context is full."""
+        constraint = self._request.constraint
+        forced = constraint.forced()
+        if forced is not None:
+            return forced, None
+        sequence = self._sequence_with_room()
+        if sequence is None:
+            return None, None
+        logits = sequence.advance(self._pending)
+        self._pending.clear()
+        sample = self._sampler.sample(logits[-1], constraint.suppressed())
+        return sample.token_id, sample.logprob
+
+    def _sequence_with_room(self) -> RunningSequence | None:
+        """The sequence that can read what is pending; a new one where the window moves on."""
+        request = self._request
+        context = request.context
+        if self._sequence is not None:
+            if len(self._pending) <= self._sequence.free_tokens:
+                return self._sequence
+            if request.window is None:
+                return None
+            context = request.window.restart(self._output_ids)
+            self._pending.clear()
+        limit_tokens = None if request.window is None else request.window.limit_tokens
+        room_tokens = request.params.max_tokens - len(self._output_ids)
+        self._sequence = None  # free the full cache before the next one is made
+        self._sequence = self._generator.start(context, room_tokens, limit_tokens)
+        self._pending[:0] = context.decoder_ids
+        return self._sequence
+
+    def _tail(self) -> str:
+        """Text held back by the detokenizer and by stop strings that did not come true."""
+        if self._reason == "stop":
+            return ""
+        text = self._stop.push(self._detokenizer.flush())
+        if self._stop.stopped:
+            self._reason = "stop"
+            return text
+        return text + self._stop.flush()
+
+    def _stats(self, reason: FinishReason) -> Stats:
+        context = self._request.context
+        return Stats(
+            finish_reason=reason,
+            prompt_tokens=len(context.decoder_ids) + len(context.encoder_ids or ()),
+            output_tokens=len(self._output_ids),
+            prefill_seconds=self._step_seconds[0],
+            decode_seconds=self._step_seconds[1],
+            seed=self._sampler.seed,
+        )

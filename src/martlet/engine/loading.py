@@ -1,0 +1,268 @@
+"""From a model folder to a plan, and from a plan to a model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from martlet.checkpoint.store import Store, open_store
+from martlet.device.probe import Gpu, probe_gpus, probe_ram
+from martlet.device.size import parse_bytes
+from martlet.engine.generator import Generator
+from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
+from martlet.errors import CapacityError, ModelFileError, UsageError, VocabularyError
+from martlet.memory.executor import BlockTransform, ResidentExecutor, resident_nbytes
+from martlet.memory.plan import BlockSize, Budget, Demand, DeviceKind, Plan, make_plan
+from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
+from martlet.models.config import load_architecture
+from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.tokenizers.load import check_vocabulary, load_tokenizer
+
+__all__ = ["LoadOptions", "ModelFolder", "PlannedLoad"]
+
+# A cache and workspace are planned for this many tokens where the model itself sets no limit.
+_USUAL_TOKENS = 512
+_WORKSPACE_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where a model may live and how it computes; see ``martlet.load``.
+
+    Raises:
+        UsageError: a value is not valid; names field, value and what is allowed.
+    """
+
+    gpu_memory: str | int | None = None
+    ram: str | int | None = None
+    quantize: str | None = None
+    device: str = "auto"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_memory", "ram"):
+            size = getattr(self, name)
+            if size is not None:
+                object.__setattr__(self, name, parse_bytes(size, name))
+        if self.quantize not in (None, "none", "int8"):
+            raise UsageError(
+                f"quantize is {self.quantize!r}; it must be none or int8, "
+                "or left out to keep the weights as they are stored"
+            )
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
+        threads = self.num_threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
+            raise UsageError(f"num_threads is {threads!r}; it must be from 1 to 4096")
+
+
+@dataclass(frozen=True)
+class PlannedLoad:
+    """A plan, and what the executor needs to know beside it."""
+
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+
+
+class ModelFolder:
+    """An opened model folder whose files fit each other; no weight has been read.
+
+    Raises:
+        ModelNotFoundError: not a model folder.
+        ModelFileError: a file is damaged, or the weights are not those of the architecture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.store: Store = open_store(path)
+        self.architecture: Architecture = load_architecture(self.store.config)
+        self._weights_fit()
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """What the encoder reads at most: generation_config.json, config.json, or the family says.
+
+        None where nothing does, as for T5.
+        """
+        family = self.store.family
+        given = self.store.generation.get("max_input_tokens")
+        if given is None and family == "cpm2":
+            given = self.store.config.get("n_positions")
+        if given is None:
+            return DEFAULT_MAX_INPUT_TOKENS.get(family)
+        if type(given) is not int or not 8 <= given <= 1 << 20:
+            raise ModelFileError(
+                f"{self.store.folder}: the input limit is {given!r:.40} tokens; "
+                "max_input_tokens of generation_config.json must be from 8 to 1048576"
+            )
+        return given
+
+    def plan(self, options: LoadOptions) -> PlannedLoad:
+        """The plan for this machine; with device "auto" a GPU that suffices comes before the CPU.
+
+        Raises:
+            CapacityError: the model does not fit.
+            UsageError: device "cuda" without a GPU that torch can use.
+        """
+        gpus = probe_gpus() if options.device != "cpu" else ()
+        if options.device == "cuda" and not gpus:
+            raise UsageError(
+                "device is cuda, but torch finds no GPU here; use --device cpu, "
+                "or install a build of torch for your GPU"
+            )
+        if gpus:
+            try:
+                return self._plan_on("cuda", gpus[0], options)
+            except CapacityError:
+                if options.device == "cuda":
+                    raise
+        return self._plan_on("cpu", None, options)
+
+    def load(
+        self, name: str, planned: PlannedLoad, transform: BlockTransform | None = None
+    ) -> TaskModel:
+        """The model, ready to run; ``name`` is what messages call it.
+
+        Raises:
+            VocabularyError: there is no tokenizer, or it does not belong to the weights.
+            CapacityError: memory ran out although the plan said that it would not.
+        """
+        if self.store.tokenizer is None:
+            raise VocabularyError(
+                f"{self.store.folder} has no tokenizer; convert the model again with --tokenizer"
+            )
+        entry = self.store.tokenizer
+        tokenizer = load_tokenizer(entry.kind, self.store.folder, entry.files)
+        check_vocabulary(tokenizer, self.architecture.vocab_size)
+        executor = ResidentExecutor(
+            planned.plan, self.store, planned.device, planned.dtype, transform
+        )
+        generator = Generator(self.architecture, executor, tokenizer)
+        return TaskModel(name, self.store.family, generator, self.max_input_tokens)
+
+    def specs(self) -> dict[str, BlockSpec]:
+        """The blocks of the architecture by name."""
+        return {spec.name: spec for spec in self.architecture.block_specs()}
+
+    def _plan_on(self, device: DeviceKind, gpu: Gpu | None, options: LoadOptions) -> PlannedLoad:
+        dtype = _compute_dtype(self.store.family, gpu)
+        # None where nothing changes: an int8 folder may hold float matrices as well.
+        quantize = None if options.quantize == self.store.quantize else options.quantize
+        plan = make_plan(
+            [
+                BlockSize(spec.name, self._block_nbytes(spec, quantize, dtype))
+                for spec in self.architecture.block_specs()
+            ],
+            device,
+            Budget(
+                gpu_bytes=_capped(gpu.free_bytes if gpu else 0, options.gpu_memory),
+                ram_bytes=_capped(probe_ram().available_bytes, options.ram),
+            ),
+            self._demand(dtype),
+            options.num_threads or torch.get_num_threads(),
+        )
+        return PlannedLoad(
+            plan, torch.device("cuda", gpu.index) if gpu else torch.device("cpu"), dtype
+        )
+
+    def _block_nbytes(self, spec: BlockSpec, quantize: str | None, dtype: torch.dtype) -> int:
+        weights = self.store.block(spec.name)
+        return sum(
+            _loaded_nbytes(weights[tensor.name], tensor, quantize, dtype) for tensor in spec.tensors
+        )
+
+    def _demand(self, dtype: torch.dtype) -> Demand:
+        """Cache for one sequence of full length, and an upper estimate of the activations."""
+        has_encoder = self.architecture.has_encoder
+        input_tokens = (self.max_input_tokens or _USUAL_TOKENS) if has_encoder else 0
+        decoder_tokens = self.architecture.max_positions or _USUAL_TOKENS
+        longest = max(input_tokens, decoder_tokens)
+        widest = max(
+            t.shape[0] for s in self.specs().values() for t in s.tensors if t.kind == "linear"
+        )
+        hidden_size = next(t.shape[1] for t in self.specs()["fixed"].tensors if len(t.shape) == 2)
+        # Scores of all heads (64 wide in every published model) twice, and the widest layer's
+        # input and output with a copy.
+        scores_bytes = 2 * 4 * longest * longest * max(1, hidden_size // 64)
+        activation_bytes = 4 * dtype.itemsize * longest * (hidden_size + widest)
+        return Demand(
+            self.architecture.cache_bytes(1, decoder_tokens, input_tokens, dtype),
+            scores_bytes + activation_bytes + _WORKSPACE_FLOOR_BYTES,
+        )
+
+    def _weights_fit(self) -> None:
+        specs = self.specs()
+        if set(specs) != set(self.store.block_names):
+            odd = sorted(set(specs) ^ set(self.store.block_names))
+            raise ModelFileError(
+                f"{self.store.folder}: config.json and martlet.json do not name the same blocks "
+                f"({', '.join(odd[:3])}); convert the model again"
+            )
+        for spec in specs.values():
+            weights = self.store.block(spec.name)
+            for tensor in spec.tensors:
+                _check_tensor(self.store.folder, spec, tensor, weights)
+
+
+def sampling_defaults(generation: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:
+    """The sampling parameters that came with a model, those for the task first.
+
+    generation_config.json may have ``tasks``: {"fill": {...}, ...} beside its general fields, and
+    Hugging Face's ``max_new_tokens`` and ``do_sample`` are understood.
+    """
+    general = dict(generation)
+    if "max_new_tokens" in general:
+        general.setdefault("max_tokens", general["max_new_tokens"])
+    if general.get("do_sample") is False:
+        general["temperature"] = 0.0
+    tasks = generation.get("tasks")
+    own = tasks.get(task) if isinstance(tasks, Mapping) else None
+    return [own if isinstance(own, Mapping) else {}, general]
+
+
+def _capped(available_bytes: int, wish: str | int | None) -> int:
+    assert wish is None or isinstance(wish, int), "sizes are parsed by LoadOptions"
+    return available_bytes if wish is None else min(available_bytes, wish)
+
+
+def _compute_dtype(family: str, gpu: Gpu | None) -> torch.dtype:
+    """float32 on the CPU; on a GPU the half precision that the family was trained in."""
+    if gpu is None:
+        return torch.float32
+    if family != "t5":
+        return torch.float16
+    # T5 overflows float16; cards before Ampere have no bfloat16.
+    return torch.bfloat16 if gpu.compute_capability >= (8, 0) else torch.float32
+
+
+def _loaded_nbytes(
+    weight: Weight, spec: TensorSpec, quantize: str | None, dtype: torch.dtype
+) -> int:
+    if quantize == "none":
+        return weight.shape.numel() * dtype.itemsize
+    if quantize == "int8" and spec.kind != "other" and not isinstance(weight, QuantizedTensor):
+        return weight.shape.numel() + 4 * weight.shape[0]  # one float32 scale a row
+    return resident_nbytes(weight, dtype)
+
+
+def _check_tensor(
+    folder: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, Weight]
+) -> None:
+    name = block.prefix + spec.name
+    weight = weights.get(spec.name)
+    if weight is None:
+        raise ModelFileError(f"{folder}: tensor {name} is missing; convert the model again")
+    if tuple(weight.shape) != spec.shape:
+        raise ModelFileError(
+            f"{folder}: tensor {name} has the shape {tuple(weight.shape)}, config.json makes it "
+            f"{spec.shape}; they do not belong together"
+        )
+    if isinstance(weight, QuantizedTensor):
+        if spec.kind == "other":
+            raise ModelFileError(f"{folder}: tensor {name} is int8, which only matrices may be")
+    elif not weight.is_floating_point():
+        raise ModelFileError(f"{folder}: tensor {name} has the type {weight.dtype}, not a float")

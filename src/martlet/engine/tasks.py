@@ -1,0 +1,121 @@
+"""What all tasks need of a loaded model: its family's formats, its control tokens, its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from martlet.engine.generator import Generator
+from martlet.errors import ContextLengthError, UsageError, VocabularyError
+from martlet.models.family import TASKS_OF_FAMILY, Task, families_for
+from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
+
+__all__ = ["DEFAULT_MAX_INPUT_TOKENS", "DEFAULT_SAMPLING", "TaskModel"]
+
+DEFAULT_MAX_INPUT_TOKENS: dict[str, int] = {"cpm2": 512, "eva": 128}
+"""What the encoders of these families read at most where the model folder says nothing: the length
+that CPM-2 was trained with, and that EVA's own program cuts a dialogue to."""
+
+DEFAULT_SAMPLING: dict[str, dict[str, Any]] = {
+    "fill": {"max_tokens": 128, "temperature": 0.7, "top_p": 0.9},
+    "write": {"max_tokens": 200, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "chat": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "generate": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
+}
+"""Sampling parameters of a task where neither the call nor the model folder gives them."""
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A loaded model as the tasks see it.
+
+    ``max_input_tokens`` is what its encoder reads at most; None = no limit but memory.
+    """
+
+    name: str
+    family: str
+    generator: Generator
+    max_input_tokens: int | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.generator.tokenizer
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The ids that steer the model."""
+        return self.tokenizer.special
+
+    def require(self, task: Task) -> None:
+        """Check that the model was trained for a task.
+
+        Raises:
+            UsageError: it was not; names the families and bundled models that were.
+        """
+        if task not in TASKS_OF_FAMILY[self.family]:
+            can = " or ".join(TASKS_OF_FAMILY[self.family])
+            families = families_for(task)
+            raise UsageError(
+                f"{self.name} is a {self.family} model, which can {can} but not {task}; "
+                f"models of the family {' or '.join(families)} can, {_BUNDLED[task]} for one"
+            )
+
+    def token(self, name: str) -> int:
+        """The id of a special token that the family's format cannot do without.
+
+        Raises:
+            VocabularyError: the vocabulary has no such token.
+        """
+        token_id: int | None = getattr(self.special, name)
+        if token_id is None:
+            raise VocabularyError(
+                f"the vocabulary of {self.name} has no {name} token, which {self.family} models "
+                "need; tokenizer and weights do not belong together"
+            )
+        return token_id
+
+    def sentinels(self, at_least: int) -> tuple[int, ...]:
+        """All sentinel ids, in order.
+
+        Raises:
+            VocabularyError: there are fewer than the format needs.
+        """
+        if len(self.special.sentinels) < at_least:
+            raise VocabularyError(
+                f"the vocabulary of {self.name} has {len(self.special.sentinels)} sentinels and "
+                f"{self.family} models need {at_least}; "
+                "tokenizer and weights do not belong together"
+            )
+        return self.special.sentinels
+
+    def suppressed(self, allowed: Sequence[int] = ()) -> Tensor:
+        """Tokens that no text is made of: control tokens, but for those allowed, and padding rows.
+
+        Shapes:
+            return: (vocab_size,) bool, True = must not be chosen
+        """
+        mask = torch.zeros(self.generator.architecture.vocab_size, dtype=torch.bool)
+        mask[self.tokenizer.vocab_size :] = True
+        mask[sorted(self.special.control_ids())] = True
+        mask[list(allowed)] = False
+        return mask
+
+    def require_short(self, num_tokens: int) -> None:
+        """Check the length of what the encoder is to read.
+
+        Raises:
+            ContextLengthError: it is too long; names both numbers.
+        """
+        if self.max_input_tokens is not None and num_tokens > self.max_input_tokens:
+            raise ContextLengthError(
+                f"the text has {num_tokens:,} tokens and {self.name} reads at most "
+                f"{self.max_input_tokens:,}; use a shorter text"
+            )
+
+
+_BUNDLED: dict[Task, str] = {"fill": "cpm2-mini", "write": "cpm1-mini", "chat": "eva-mini"}

@@ -1,0 +1,117 @@
+"""Going on with a text: plain continuation, and writing past the end of the context.
+
+A decoder-only model (CPM-1, GPT-2) reads the text itself. CPM-2 reads it in the encoder, followed
+by its last sentinel, and the decoder writes what stands behind that sentinel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from martlet.engine.request import Context, Request, SamplingParams, Suppress, Window
+from martlet.engine.tasks import TaskModel
+from martlet.errors import ContextLengthError, UsageError
+
+__all__ = ["complete", "continuation_context", "write"]
+
+
+def write(model: TaskModel, opening: str, params: SamplingParams) -> Request:
+    """A text that follows an opening, of any length.
+
+    When the context is full, writing goes on from its last tokens: a decoder-only model reads the
+    last half of its context again; CPM-2 puts the text so far, as much as its encoder reads, in
+    front of an empty decoder. An opening that is longer than that is read from its last tokens.
+
+    Raises:
+        UsageError: not a model that writes, or the opening is empty.
+    """
+    model.require("write")
+    opening_ids = _opening_ids(model, opening)
+    limit_tokens = _decoder_limit(model)
+    is_decoder_only = not model.generator.architecture.has_encoder
+
+    def restart(output_ids: Sequence[int]) -> Context:
+        text_ids = opening_ids + list(output_ids)
+        if is_decoder_only:
+            text_ids = text_ids[-(limit_tokens // 2) :]
+        return continuation_context(model, text_ids)
+
+    too_long = is_decoder_only and len(opening_ids) >= limit_tokens
+    return _request(
+        model,
+        restart(()) if too_long else continuation_context(model, opening_ids),
+        params,
+        opening_ids,
+        Window(limit_tokens, restart),
+    )
+
+
+def complete(model: TaskModel, prompt: str, params: SamplingParams) -> Request:
+    """What follows a prompt that fits into the context; ends, at the latest, where that is full.
+
+    CPM-2 goes on as in ``write``. T5 reads the prompt as a task for its encoder. EVA is not asked
+    this way: see ``chat``.
+
+    Raises:
+        UsageError: the prompt is empty.
+        ContextLengthError: the prompt is longer than what the model reads.
+    """
+    prompt_ids = _opening_ids(model, prompt)
+    limit_tokens = model.generator.architecture.max_positions
+    if limit_tokens is not None and len(prompt_ids) > limit_tokens:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_ids):,} tokens and {model.name} reads at most "
+            f"{limit_tokens:,}; use a shorter one, or `write`, which reads the end of a longer one"
+        )
+    if model.generator.architecture.has_encoder:
+        model.require_short(len(prompt_ids) + 1)  # and the sentinel, or </s> for T5
+    context = continuation_context(model, prompt_ids)
+    return _request(model, context, params, prompt_ids, window=None)
+
+
+def continuation_context(model: TaskModel, text_ids: Sequence[int]) -> Context:
+    """How a model is asked to go on with a text; CPM-2 reads as much of its end as it can."""
+    if model.family == "cpm2":
+        mark = model.sentinels(at_least=1)[-1]
+        if model.max_input_tokens is not None:
+            text_ids = text_ids[-(model.max_input_tokens - 1) :]
+        return Context((model.token("bos"), mark), (*text_ids, mark))
+    if model.family == "t5":
+        return Context((model.token("pad"),), (*text_ids, model.token("eos")))
+    assert model.family in ("cpm1", "gpt2"), f"{model.family} models do not continue a text"
+    return Context(tuple(text_ids))
+
+
+def _request(
+    model: TaskModel,
+    context: Context,
+    params: SamplingParams,
+    prompt_ids: Sequence[int],
+    window: Window | None,
+) -> Request:
+    eos_ids = frozenset() if model.special.eos is None else frozenset({model.special.eos})
+    return Request(
+        context=context,
+        params=params,
+        constraint=Suppress(model.suppressed(allowed=sorted(eos_ids))),
+        eos_ids=eos_ids,
+        prompt_ids=tuple(prompt_ids),
+        window=window,
+    )
+
+
+def _opening_ids(model: TaskModel, opening: str) -> list[int]:
+    opening_ids = model.tokenizer.encode(opening)
+    if not opening_ids:
+        raise UsageError("the text to go on with is empty; give at least one character")
+    return opening_ids
+
+
+def _decoder_limit(model: TaskModel) -> int:
+    """Tokens that the decoder holds before writing starts over from the end of the text."""
+    limit_tokens = model.generator.architecture.max_positions
+    if limit_tokens is not None:
+        return limit_tokens
+    # CPM-2 was trained with a decoder half as long as its encoder.
+    assert model.max_input_tokens is not None, "a model that writes has a limit"
+    return max(4, model.max_input_tokens // 2)

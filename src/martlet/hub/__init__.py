@@ -1,0 +1,1 @@
+"""Names of models: what is bundled, what lies in a folder, what must be fetched."""

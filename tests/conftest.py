@@ -1,0 +1,125 @@
+"""Model folders that every test may use: real vocabularies, real files, tiny random weights."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from martlet.checkpoint.layout import PlannedBlock, PlannedTensor
+from martlet.checkpoint.writer import StoreContents, StoreWriter
+from martlet.compression.absmax import quantize_rows
+from martlet.models.config import load_architecture
+
+GPT2_CONFIG = {
+    "model_type": "gpt2",
+    "vocab_size": 30000,
+    "n_positions": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+}
+T5_CONFIG = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "n_positions": 64,
+}
+CONFIGS = {
+    "cpm1": GPT2_CONFIG,
+    "cpm2": {**T5_CONFIG, "vocab_size": 26240},
+    "eva": {**T5_CONFIG, "vocab_size": 30000},
+}
+VOCABULARIES = {"cpm1": "chinese_vocab.model", "cpm2": "vocab.txt", "eva": "vocab.txt"}
+
+
+def write_model(
+    folder: Path,
+    family: str,
+    *,
+    quantize: str = "none",
+    config=None,
+    generation=None,
+    seed: int = 0,
+) -> Path:
+    """A model folder of a family with random weights; norms are ones, so that nothing vanishes."""
+    config = {**CONFIGS[family], **(config or {})}
+    vocabulary = Path(str(files("martlet"))) / "zoo" / f"{family}-mini" / VOCABULARIES[family]
+    specs = load_architecture(config).block_specs()
+    is_int8 = quantize == "int8"
+    contents = StoreContents(
+        blocks=tuple(_planned(spec, is_int8) for spec in specs),
+        config=config,
+        family=family,
+        quantize=quantize,
+        tokenizer=(family, {vocabulary.name: vocabulary}),
+        generation=generation or {},
+    )
+    random = torch.Generator().manual_seed(seed)
+    with StoreWriter(folder, contents) as writer:
+        for spec in specs:
+            for tensor in spec.tensors:
+                # Small in the layers, so that attention stays soft and errors do not grow; large
+                # in embedding and head, so that the next token is not a matter of rounding.
+                is_table = tensor.kind == "embedding" or "lm_head" in tensor.name
+                weight = torch.randn(tensor.shape, generator=random) * (0.5 if is_table else 0.1)
+                if tensor.name.endswith(
+                    ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+                ):
+                    weight = torch.ones(tensor.shape)
+                name = spec.prefix + tensor.name
+                if is_int8 and tensor.kind != "other":
+                    quantized = quantize_rows(weight)
+                    writer.write(name, quantized.data)
+                    writer.write(name + "_scale", quantized.scale)
+                else:
+                    writer.write(name, weight)
+    return folder
+
+
+def _planned(spec, is_int8):
+    tensors = []
+    for tensor in spec.tensors:
+        name = spec.prefix + tensor.name
+        if is_int8 and tensor.kind != "other":
+            tensors.append(PlannedTensor(name, torch.int8, tensor.shape))
+            tensors.append(PlannedTensor(name + "_scale", torch.float32, tensor.shape[:1]))
+        else:
+            tensors.append(PlannedTensor(name, torch.float32, tensor.shape))
+    return PlannedBlock(spec.name, spec.prefix, tuple(tensors))
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """Makes another tiny model folder: ``make_model("cpm1", config={"n_positions": 16})``."""
+
+    def make(family, **options):
+        return write_model(tmp_path_factory.mktemp(family) / f"tiny-{family}", family, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_cpm1(make_model) -> Path:
+    """A CPM-1 of two layers with 64 positions."""
+    return make_model("cpm1")
+
+
+@pytest.fixture(scope="session")
+def tiny_cpm2(make_model) -> Path:
+    """A CPM-2 of two and two layers, int8, whose encoder reads 64 tokens."""
+    return make_model("cpm2", quantize="int8")
+
+
+@pytest.fixture(scope="session")
+def tiny_eva(make_model) -> Path:
+    """An EVA of two and two layers that reads 128 tokens."""
+    return make_model("eva")
