@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,9 @@ class VerbGroup(click.Group):
             # The interpreter flushes stdout once more at exit, which must find something open.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except KeyboardInterrupt as error:
+            # click would end the line once more, which has been done where it was needed.
+            raise click.Abort from error
         return result
 
 
@@ -90,7 +94,7 @@ def run_command(argv: Sequence[str]) -> int:
         code = verbs.main(args=list(argv), prog_name="martlet", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         if failure.wants_traceback(argv, error):
-            raise
+            traceback.print_exception(error)
         message, code = failure.describe(error)
         click.echo(message, err=True)
     return code if isinstance(code, int) else 0

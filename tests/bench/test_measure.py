@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+
+from martlet.bench.measure import Workload, decode_step_bytes, measure
+from martlet.bench.record import checkout_commit, write_records
+from martlet.engine.loading import LoadOptions
+from martlet.errors import ModelNotFoundError, UsageError
+from martlet.quantization.scheme import QuantizedTensor
+
+CPU = LoadOptions(device="cpu")
+SMALL = Workload(prompt_tokens=8, output_tokens=4, repetitions=2)
+
+
+@pytest.fixture(scope="module")
+def record(tiny_cpm1):
+    return measure(str(tiny_cpm1), CPU, SMALL, "martlet bench")
+
+
+def test_a_record_has_every_field_of_the_benchmark_schema(record, tmp_path):
+    write_records(tmp_path / "results/rows.json", [record])
+    (row,) = json.loads((tmp_path / "results/rows.json").read_text(encoding="utf-8"))
+    assert set(row) >= {
+        "shape", "quantize", "device", "torch", "commit", "command", "gpu_memory_budget_bytes",
+        "decode_tokens_per_second", "prefill_tokens_per_second", "weight_bytes_per_token",
+        "copy_ceiling_bytes_per_second", "pcie_bytes_per_second", "streamed_bytes_per_token",
+        "share_of_limit", "peak_process_bytes", "peer",
+    }  # fmt: skip
+    assert row["peer"] is None
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["rows.json"]
+
+
+def test_the_share_of_the_limit_follows_from_the_other_fields(record):
+    expected = record.decode_tokens_per_second * record.weight_bytes_per_token
+    assert record.share_of_limit == expected / record.copy_ceiling_bytes_per_second
+    assert record.prefill_tokens_per_second == 8 / record.time_to_first_token_seconds
+
+
+def test_gpt2_reads_its_layers_and_the_tied_table_and_nothing_else(record):
+    width, inner = 32, 4 * 32
+    layer = 3 * width * width + width * width + 2 * width * inner  # matrices
+    layer += 3 * width + width + inner + width + 4 * width  # biases, two norms
+    assert record.weight_bytes_per_token == 4 * (2 * layer + 30000 * width)
+
+
+def test_t5_reads_neither_encoder_nor_cross_keys_nor_the_input_table(tiny_eva):
+    record = measure(str(tiny_eva), CPU, SMALL, "martlet bench")
+    width, inner, ff = 32, 32, 64
+    layer = 4 * width * inner + 2 * width * inner + 3 * width * ff + 3 * width
+    assert record.weight_bytes_per_token == 4 * (2 * layer + 30000 * width)
+
+
+def test_int8_weights_count_a_byte_each_and_their_scales():
+    int8 = QuantizedTensor(torch.zeros(6, 8, dtype=torch.int8), torch.zeros(6))
+    blocks = [{"a.weight": int8, "norm.weight": torch.zeros(8)}]
+    fixed = {"lm_head.weight": int8, "shared.weight": torch.zeros(6, 8)}
+    assert decode_step_bytes(fixed, blocks) == 2 * (6 * 8 + 6 * 4) + 8 * 4
+
+
+def test_int8_at_load_is_recorded_as_such(tiny_cpm1):
+    options = LoadOptions(device="cpu", quantize="int8")
+    record = measure(str(tiny_cpm1), options, SMALL, "martlet bench")
+    assert record.quantize == "int8"
+
+
+def test_progress_counts_all_runs(tiny_cpm1):
+    steps = []
+    measure(str(tiny_cpm1), CPU, SMALL, "martlet bench", lambda *step: steps.append(step))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_workload_beyond_the_context_is_refused(tiny_cpm1):
+    with pytest.raises(UsageError, match="context of 64"):
+        measure(str(tiny_cpm1), CPU, Workload(60, 5, 1), "martlet bench")
+
+
+def test_a_missing_model_is_reported_as_load_reports_it():
+    with pytest.raises(ModelNotFoundError):
+        measure("no-such-model", CPU, SMALL, "martlet bench")
+
+
+def test_a_folder_outside_any_checkout_has_no_commit(tmp_path):
+    (tmp_path / "__init__.py").touch()
+    assert checkout_commit(tmp_path) is None

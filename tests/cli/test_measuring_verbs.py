@@ -1,0 +1,84 @@
+import json
+import math
+
+import pytest
+
+import martlet as martlet_package
+
+TEXT = "却说那老汉推开门，只见一个人站在那里。" * 12
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_perplexity_json_is_the_score_of_the_api(martlet, tiny_cpm1, text_file):
+    done = martlet("perplexity", tiny_cpm1, text_file, "--json")
+    shown = json.loads(done.stdout)
+    score = martlet_package.load(tiny_cpm1).score_text(TEXT)
+    assert done.code == 0
+    assert shown["bits_per_character"] == score.bits_per_character
+    assert shown["perplexity"] == score.perplexity
+    assert (shown["tokens"], shown["characters"]) == (score.num_tokens, score.num_characters)
+    assert shown["seconds"] > 0
+
+
+def test_perplexity_agrees_with_the_raw_logits_of_the_model(martlet, tiny_cpm1, tmp_path):
+    # One window holds the text, so the sum over its rows is the whole cost.
+    text = TEXT[:38]
+    (tmp_path / "short.txt").write_text(text, encoding="utf-8")
+    shown = json.loads(martlet("perplexity", tiny_cpm1, tmp_path / "short.txt", "--json").stdout)
+    model = martlet_package.load(tiny_cpm1)
+    ids = model.tokenizer.encode(text)
+    rows = model.logits(ids).double().log_softmax(dim=1)
+    bits = -sum(float(rows[i, ids[i + 1]]) for i in range(len(ids) - 1)) / math.log(2)
+    # float32 logits of two passes of different length
+    assert math.isclose(shown["bits_per_character"] * shown["characters"], bits, rel_tol=1e-5)
+
+
+def test_perplexity_works_for_encoder_decoder_models(martlet, tiny_cpm2, tiny_eva, text_file):
+    for folder in (tiny_cpm2, tiny_eva):
+        shown = json.loads(martlet("perplexity", folder, text_file, "--json").stdout)
+        # Random weights know nothing: about as bad as a guess among all tokens, or worse.
+        assert shown["perplexity"] > 1000
+        assert 0 < shown["characters"] < len(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\xb0\xa1", "not UTF-8 text: byte 0xb0 at offset 0"),
+        (None, "cannot be read"),
+    ],
+)
+def test_perplexity_refuses_what_is_no_text_before_it_loads_a_model(
+    martlet, tmp_path, raw, message
+):
+    path = tmp_path / "file"
+    if raw is not None:
+        path.write_bytes(raw)
+    done = martlet("perplexity", "no-such-model", path)
+    assert done.code == 2
+    assert message in done.stderr
+
+
+def test_bench_json_is_a_list_of_rows_and_output_is_the_same_file(martlet, tiny_cpm2, tmp_path):
+    out = tmp_path / "rows.json"
+    done = martlet(
+        "bench", tiny_cpm2, "--prompt-tokens", "8", "--max-tokens", "4", "--repetitions", "2",
+        "--json", "--output", out,
+    )  # fmt: skip
+    assert done.code == 0
+    assert json.loads(done.stdout) == json.loads(out.read_text(encoding="utf-8"))
+    assert json.loads(done.stdout)[0]["decode_tokens_per_second"] > 0
+
+
+def test_bench_refuses_more_than_the_context_holds(martlet, tiny_cpm1):
+    done = martlet("bench", tiny_cpm1, "--prompt-tokens", "60", "--max-tokens", "5")
+    assert done.code == 2
+    assert "context of 64" in done.stderr
