@@ -33,5 +33,11 @@ fix: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: install
+	$(BIN)/python benchmarks/minis.py
+
+docs: install
+	$(BIN)/python docs/generate_cli.py
+
 clean:
 	rm -rf $(VENV)

@@ -19,15 +19,30 @@ __all__ = ["command"]
 
 @click.command("bench")
 @model_argument
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Tokens of the prompt.",
+)
 @click.option(
     "--max-tokens",
     type=click.IntRange(2),
+    metavar="N",
     default=64,
     show_default=True,
     help="Tokens to generate after the prompt.",
 )
-@click.option("--repetitions", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Runs that count.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

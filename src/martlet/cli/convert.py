@@ -32,7 +32,10 @@ __all__ = ["command"]
     help="Vocabulary file or folder, for a checkpoint that has none beside it.",
 )
 @click.option(
-    "--heads", type=click.IntRange(1), help="Attention heads, for a checkpoint that does not tell."
+    "--heads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Attention heads, for a checkpoint that does not tell.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is a model folder.")
 @as_json

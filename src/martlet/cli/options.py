@@ -129,44 +129,58 @@ _LOAD = (
         type=click.Choice(["int8", "none"]),
         help="Keep the weights in this form; left out, as the model folder has them.",
     ),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads to compute with."),
+    click.option(
+        "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
+    ),
 )
 
 _SAMPLING = (
-    click.option("--max-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
+    click.option(
+        "--max-tokens", type=click.IntRange(1), metavar="N", help="Tokens to generate at most."
+    ),
     click.option(
         "--temperature",
         type=_Number(0, 100),
+        metavar="X",
         help="0 takes the likeliest token; higher is freer.",
     ),
-    click.option("--top-k", type=click.IntRange(0), help="Keep the k likeliest tokens; 0 = all."),
+    click.option(
+        "--top-k", type=click.IntRange(0), metavar="N", help="Keep the k likeliest tokens; 0 = all."
+    ),
     click.option(
         "--top-p",
         type=_Number(0, 1, min_open=True),
+        metavar="X",
         help="Keep the likeliest tokens up to this probability.",
     ),
     click.option(
         "--min-p",
         type=_Number(0, 1),
+        metavar="X",
         help="Drop tokens less likely than this times the likeliest.",
     ),
     click.option(
         "--repetition-penalty",
         type=_Number(0.01, 100),
+        metavar="X",
         help="Divide the logit of tokens seen before; 1 = off.",
     ),
     click.option(
         "--presence-penalty",
         type=_Number(-2, 2),
+        metavar="X",
         help="Take this from the logit of tokens seen before.",
     ),
     click.option(
         "--frequency-penalty",
         type=_Number(-2, 2),
+        metavar="X",
         help="Take this from the logit for every time a token was seen.",
     ),
     click.option("--stop", type=TEXT, multiple=True, help="Stop at this text; may be repeated."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same answer."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Same seed, same answer."
+    ),
 )
 
 
