@@ -37,6 +37,8 @@ CONFIGS = {
     "cpm1": GPT2_CONFIG,
     "cpm2": {**T5_CONFIG, "vocab_size": 26240},
     "eva": {**T5_CONFIG, "vocab_size": 30000},
+    "gpt2": GPT2_CONFIG,
+    "t5": T5_CONFIG,
 }
 VOCABULARIES = {"cpm1": "chinese_vocab.model", "cpm2": "vocab.txt", "eva": "vocab.txt"}
 
@@ -48,11 +50,17 @@ def write_model(
     quantize: str = "none",
     config=None,
     generation=None,
+    tokenizer=None,
     seed: int = 0,
 ) -> Path:
-    """A model folder of a family with random weights; norms are ones, so that nothing vanishes."""
+    """A model folder of a family with random weights; norms are ones, so that nothing vanishes.
+
+    ``tokenizer`` is (kind, {name: file}), by default the published vocabulary of the family.
+    """
     config = {**CONFIGS[family], **(config or {})}
-    vocabulary = Path(str(files("martlet"))) / "zoo" / f"{family}-mini" / VOCABULARIES[family]
+    if tokenizer is None:
+        vocabulary = Path(str(files("martlet"))) / "zoo" / f"{family}-mini" / VOCABULARIES[family]
+        tokenizer = (family, {vocabulary.name: vocabulary})
     specs = load_architecture(config).block_specs()
     is_int8 = quantize == "int8"
     contents = StoreContents(
@@ -60,7 +68,7 @@ def write_model(
         config=config,
         family=family,
         quantize=quantize,
-        tokenizer=(family, {vocabulary.name: vocabulary}),
+        tokenizer=tokenizer,
         generation=generation or {},
     )
     random = torch.Generator().manual_seed(seed)

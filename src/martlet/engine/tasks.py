@@ -22,8 +22,8 @@ that CPM-2 was trained with, and that EVA's own program cuts a dialogue to."""
 
 DEFAULT_SAMPLING: dict[str, dict[str, Any]] = {
     "fill": {"max_tokens": 128, "temperature": 0.7, "top_p": 0.9},
-    "write": {"max_tokens": 200, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
-    "chat": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "write": {"max_tokens": 200, "temperature": 0.8, "top_p": 0.9},
+    "chat": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
     "generate": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
 }
 """Sampling parameters of a task where neither the call nor the model folder gives them."""
