@@ -73,6 +73,15 @@ class MappedFile:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        """Let the kernel start to read a range that will be needed whole.
+
+        Reading page by page as they are touched is several times slower on a cold disk.
+        """
+        if self._map is not None and nbytes > mmap.PAGESIZE:
+            start = offset - offset % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + nbytes - start)
+
     def forget(self) -> None:
         """Give back the memory of all pages read so far.
 

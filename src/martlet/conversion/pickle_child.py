@@ -12,6 +12,7 @@ older stream of five pickles followed by the raw storages.
 
 from __future__ import annotations
 
+import codecs
 import collections
 import json
 import pickle
@@ -26,6 +27,7 @@ ADDRESS_SPACE_BYTES = 2 << 30
 CPU_SECONDS = 120
 MAX_TENSORS = 200_000
 MAX_DEPTH = 16
+MAX_VISITS = 5_000_000
 MAX_PICKLE_BYTES = 256 << 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -188,6 +190,8 @@ class _Unpickler(pickle.Unpickler):
 
 def main(path: str) -> int:
     """Print the index of one file; 0 if it could be made."""
+    for encoding in ("ascii", "cp437", "latin-1", "utf-8"):
+        codecs.lookup(encoding)  # its module is a file, and soon no file can be opened
     with open(path, "rb") as file:
         _give_up_resources(file.fileno())
         try:
@@ -227,46 +231,57 @@ def index(file: BinaryIO) -> dict[str, Any]:
         root, places = _read_zip(file)
     else:
         root, places = _read_legacy(file)
-    tensors: list[dict[str, Any]] = []
+    walk = _Walk(places)
+    walk.visit(root, ())
     values: dict[str, Any] = {}
-    _walk(root, (), places, tensors)
     if isinstance(root, dict):
         for key, value in root.items():
             if isinstance(key, str) and (value is None or type(value) in (bool, int, float, str)):
                 values[key] = value if type(value) is not str else value[:1000]
-    return {"tensors": tensors, "values": values}
+    return {"tensors": walk.tensors, "values": values}
 
 
-def _walk(
-    value: Any, keys: tuple[str, ...], places: dict[str, int], tensors: list[dict[str, Any]]
-) -> None:
-    if isinstance(value, Tensor):
-        if len(tensors) >= MAX_TENSORS:
+class _Walk:
+    """Goes through an unpickled object and lists the tensors in it."""
+
+    def __init__(self, places: dict[str, int]) -> None:
+        self.tensors: list[dict[str, Any]] = []
+        self._places = places
+        self._visits = 0
+
+    def visit(self, value: Any, keys: tuple[str, ...]) -> None:
+        self._visits += 1
+        if self._visits > MAX_VISITS:
+            raise RefusedError(f"more than {MAX_VISITS:,} objects, counted as often as they occur")
+        if isinstance(value, Tensor):
+            self._add(value, keys)
+            return
+        if not isinstance(value, dict | list | tuple):
+            return
+        if len(keys) >= MAX_DEPTH:
+            raise RefusedError(f"objects nested more than {MAX_DEPTH} deep")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            self.visit(item, (*keys, str(key)))
+
+    def _add(self, tensor: Tensor, keys: tuple[str, ...]) -> None:
+        if len(self.tensors) >= MAX_TENSORS:
             raise RefusedError(f"more than {MAX_TENSORS:,} tensors")
-        storage = value.storage
-        if storage.key not in places:
+        storage = tensor.storage
+        if storage.key not in self._places:
             raise RefusedError(f"storage {storage.key!r:.40} is named but not in the file")
         item_bytes = ITEM_BYTES[storage.dtype]
-        start = places[storage.key] + storage.skip * item_bytes
-        tensors.append(
+        start = self._places[storage.key] + storage.skip * item_bytes
+        self.tensors.append(
             {
                 "keys": list(keys),
                 "dtype": storage.dtype,
-                "shape": list(value.shape),
-                "stride": list(value.stride),
-                "offset": start + value.offset * item_bytes,
+                "shape": list(tensor.shape),
+                "stride": list(tensor.stride),
+                "offset": start + tensor.offset * item_bytes,
                 "end": start + storage.numel * item_bytes,
             }
         )
-        return
-    if len(keys) >= MAX_DEPTH:
-        raise RefusedError(f"objects nested more than {MAX_DEPTH} deep")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _walk(item, (*keys, str(key)), places, tensors)
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            _walk(item, (*keys, str(position)), places, tensors)
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, int]]:

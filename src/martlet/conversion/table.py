@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,21 @@ class StoredTensor:
 
     def load(self) -> Tensor:
         """A view of the file; nothing is copied."""
+        self.file.prefetch(self.offset, self.nbytes)
         if self.stride is None or 0 in self.shape:
             return self.file.tensor(self.offset, self.dtype, self.shape)
-        reach = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        flat = self.file.tensor(self.offset, self.dtype, (reach + 1,))
+        flat = self.file.tensor(self.offset, self.dtype, (self.nbytes // self.dtype.itemsize,))
         return flat.as_strided(self.shape, self.stride)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from its first to its last element in the file."""
+        if 0 in self.shape:
+            return 0
+        if self.stride is None:
+            return math.prod(self.shape) * self.dtype.itemsize
+        reach = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return (reach + 1) * self.dtype.itemsize
 
 
 class TensorTable:
