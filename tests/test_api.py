@@ -48,6 +48,17 @@ def test_an_unknown_keyword_is_a_type_error(tiny_cpm1):
         model.write("天空", temprature=1)
 
 
+@pytest.mark.parametrize("text", [123, None, b"bytes", ["", 5]])
+def test_what_is_no_text_is_refused(tiny_cpm1, tiny_cpm2, text):
+    writer = martlet.load(tiny_cpm1, device="cpu")
+    filler = martlet.load(tiny_cpm2, device="cpu")
+    for call in (writer.write, writer.generate, filler.fill, filler.write):
+        with pytest.raises(martlet.UsageError, match=r"must be a string|list of"):
+            call(text)
+    with pytest.raises(martlet.UsageError, match="must be a string"):
+        writer.score(text, "天空")
+
+
 def test_a_bad_value_is_refused_before_anything_is_computed(tiny_cpm1):
     model = martlet.load(tiny_cpm1, device="cpu")
     with pytest.raises(martlet.UsageError, match="top_p is 2"):

@@ -31,7 +31,8 @@ def test_a_limit_of_a_version_2_group_lowers_total_and_available(tmp_path):
             "sys/fs/cgroup/app/worker/memory.current": "1000\n",
             "sys/fs/cgroup/app/memory.max": "100000000\n",
             "sys/fs/cgroup/app/memory.current": "70000000\n",
-            "sys/fs/cgroup/app/memory.stat": "anon 5\ninactive_file 20000000\n",
+            "sys/fs/cgroup/app/memory.stat": "anon 5\nactive_file 15000000\n"
+            "inactive_file 5000000\n",
         },
     )
     ram = probe_ram(tmp_path)

@@ -70,21 +70,27 @@ def probe_ram(root: Path = Path("/")) -> Ram:
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, use without reclaimable file cache) of each limited group above this process."""
-    for mount, file_names in _group_mounts(root, "memory"):
-        limit_name, usage_name, cache_key = file_names
+    """(limit, use without file cache) of each limited group of this process, from inside out."""
+    for mount, (limit_name, usage_name, *cache_keys) in _group_mounts(root, "memory"):
         limit = _read_int(mount / limit_name)
         if limit is None or limit >= _UNLIMITED_BYTES:
             continue
-        used = (_read_int(mount / usage_name) or 0) - _read_stat(mount / "memory.stat", cache_key)
-        yield limit, max(0, used)
+        # Pages of files, mapped weights among them, are dropped when memory is asked for.
+        cached = sum(_read_stat(mount / "memory.stat", key) for key in cache_keys)
+        yield limit, max(0, (_read_int(mount / usage_name) or 0) - cached)
 
 
-_V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2_FILES = ("memory.max", "memory.current", "inactive_file")
+# Where a group's limit and use stand, and the names of its file cache in memory.stat.
+_V1_FILES = (
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_active_file",
+    "total_inactive_file",
+)
+_V2_FILES = ("memory.max", "memory.current", "active_file", "inactive_file")
 
 
-def _group_mounts(root: Path, controller: str) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+def _group_mounts(root: Path, controller: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Folders of the control groups of this process, from the innermost outwards.
 
     A container often sees its own group as the root of the mount while /proc names the path

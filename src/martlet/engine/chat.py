@@ -95,7 +95,7 @@ def _newest_turns(turn_ids: list[list[int]], limit_tokens: int | None) -> list[l
         kept.insert(0, turn)
     if not kept:
         raise ContextLengthError(
-            f"the last message has {len(turn_ids[-1])} tokens with its end mark, and the model "
-            f"reads at most {limit_tokens} with its start mark; use a shorter message"
+            f"the last message has {len(turn_ids[-1]):,} tokens with its end mark, and the model "
+            f"reads at most {limit_tokens:,} with its start mark; use a shorter message"
         )
     return kept

@@ -93,6 +93,11 @@ class Filling:
         cancel: threading.Event | None = None,
     ) -> None:
         model.require("fill")
+        if isinstance(pieces, str | bytes) or not isinstance(pieces, Sequence):
+            raise UsageError(
+                f"the text is of type {type(pieces).__name__}; "
+                "it must be a string, or the list of the pieces around its blanks"
+            )
         self._pieces = tuple(pieces)
         self._result: Fill | None = None
         self._on_finish = on_finish
@@ -189,7 +194,7 @@ def _encoder_input(model: TaskModel, pieces: Sequence[str]) -> tuple[list[int], 
     encoder_ids: list[int] = []
     prompt_ids: list[int] = []
     for index, piece in enumerate(pieces):
-        piece_ids = model.tokenizer.encode(piece) if piece else []
+        piece_ids = model.encode(piece, f"piece {index + 1} of the text")
         prompt_ids += piece_ids
         encoder_ids += piece_ids
         if index < len(pieces) - 1:

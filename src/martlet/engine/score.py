@@ -44,8 +44,8 @@ def score_continuation(model: TaskModel, context: str, continuation: str) -> Sco
         UsageError: the continuation is empty.
         ContextLengthError: the context is longer than what the encoder reads.
     """
-    context_ids = model.tokenizer.encode(context)
-    token_ids = model.tokenizer.encode(continuation)
+    context_ids = model.encode(context, "the context")
+    token_ids = model.encode(continuation, "the continuation")
     if not token_ids:
         raise UsageError("the continuation is empty; there is nothing to score")
     logprobs = score_tokens(model, context_ids, token_ids)

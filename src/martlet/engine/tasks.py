@@ -105,6 +105,16 @@ class TaskModel:
         mask[list(allowed)] = False
         return mask
 
+    def encode(self, text: str, what: str) -> list[int]:
+        """The ids of a text; ``what`` is what the error message calls it.
+
+        Raises:
+            UsageError: it is not a string.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"{what} is of type {type(text).__name__}; it must be a string")
+        return self.tokenizer.encode(text)
+
     def require_short(self, num_tokens: int) -> None:
         """Check the length of what the encoder is to read.
 

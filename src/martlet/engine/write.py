@@ -101,7 +101,7 @@ def _request(
 
 
 def _opening_ids(model: TaskModel, opening: str) -> list[int]:
-    opening_ids = model.tokenizer.encode(opening)
+    opening_ids = model.encode(opening, "the text to go on with")
     if not opening_ids:
         raise UsageError("the text to go on with is empty; give at least one character")
     return opening_ids
