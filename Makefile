@@ -34,6 +34,7 @@ fix: install
 	$(BIN)/ruff format .
 
 bench: install
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/minis.py
 
 docs: install

@@ -114,6 +114,9 @@ def test_what_was_said_before_ctrl_c_counts_as_the_answer(eva, monkeypatch):
         def flush(self):
             pass
 
+        def isatty(self):
+            return False
+
     monkeypatch.setattr(sys, "stdout", InterruptedOutput())
     with pytest.raises(KeyboardInterrupt):
         dialogue.answer("你好")

@@ -105,7 +105,7 @@ def _examine_models(report: Report) -> None:
             open_store(resolve(name)).verify()
         except MartletError as error:
             problem = str(error)
-            report.add_problem(problem, "install Martlet again", error.exit_code)
+            report.add_problem(problem, "pip install --force-reinstall .", error.exit_code)
         models.append({"name": name, "verified": problem is None, "problem": problem})
 
 

@@ -17,7 +17,7 @@ from martlet.cli.options import (
     model_argument,
     sampling_options,
 )
-from martlet.cli.output import note, print_json, print_text
+from martlet.cli.output import note, print_json, print_text, shown
 
 if TYPE_CHECKING:
     from martlet.api import Model
@@ -86,7 +86,7 @@ def print_filled(filled: Fill) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    styled = Text(filled.text)
+    styled = Text(shown(filled.text))
     for blank in filled.blanks:
         styled.stylize("bold green", blank.start, blank.end)
     # soft_wrap leaves the line ends to the terminal, so that a copied text has none too many.

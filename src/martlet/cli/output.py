@@ -21,13 +21,25 @@ __all__ = [
     "print_table",
     "print_text",
     "read_standard_input",
+    "shown",
     "stream_text",
 ]
 
 
+# A vocabulary or a configuration may come from a stranger: what steers a terminal is not text.
+_STEERING = {
+    code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
+}
+
+
+def shown(text: str) -> str:
+    """A text as stdout may have it: without control characters where that is a terminal."""
+    return text.translate(_STEERING) if sys.stdout.isatty() else text
+
+
 def print_text(text: str) -> None:
     """Write a result and a line end."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(shown(text) + "\n")
     sys.stdout.flush()
 
 
@@ -61,7 +73,7 @@ def stream_text(pieces: Iterable[str], written: list[str]) -> None:
     try:
         for piece in pieces:
             written.append(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(shown(piece))
             sys.stdout.flush()
     finally:
         # Also when the reader stops the answer: what follows starts on its own line.

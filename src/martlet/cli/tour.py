@@ -12,7 +12,7 @@ import click
 
 from martlet.cli.answer import load_model, report_answer
 from martlet.cli.options import LoadOptions, load_options
-from martlet.cli.output import print_text
+from martlet.cli.output import print_text, shown
 
 if TYPE_CHECKING:
     from martlet.api import Model
@@ -109,7 +109,7 @@ class Column:
     def write(self, piece: str, bold: bool = False) -> None:
         """Write a piece now; bold is for terminals only."""
         lines = [""]
-        for character in piece:
+        for character in shown(piece):
             width = self._cell_len(character)
             if character == "\n" or self._column + width > _WIDTH:
                 lines.append("")
