@@ -96,7 +96,6 @@ import json, sys
 from pathlib import Path
 from martlet.conversion.convert import convert
 report = convert(Path(sys.argv[1]), Path(sys.argv[2]), quantize=sys.argv[3])
-status = Path("/proc/self/status").read_text()
 print(json.dumps({"seconds": report.seconds, "output_bytes": report.nbytes,
                   "num_tensors": report.num_tensors, "peak_rss_bytes": report.peak_rss_bytes}))
 """
@@ -127,6 +126,11 @@ def convert_in_child(source: Path, target: Path, quantize: str) -> dict[str, flo
     if child.returncode:
         raise SystemExit(f"the conversion failed with status {child.returncode}")
     return {**json.loads(output), "peak_rss_anonymous_bytes": peak}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:
@@ -160,6 +164,7 @@ def main() -> None:
         "device": f"cpu, {os.cpu_count()} cores, {platform.machine()}",
         "torch": torch.__version__,
         "version": martlet.__version__,
+        "commit": _commit(),
         "command": "python benchmarks/convert.py SCRATCH --quantize " + options.quantize,
         "source_bytes": source_bytes,
         "source_gigabytes_per_second": round(source_bytes / 1e9 / result["seconds"], 3),

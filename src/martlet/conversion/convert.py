@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +104,11 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     total = sum(tensor.nbytes for block in blocks for tensor in block.tensors)
     done = 0
     num_tensors = 0
-    with torch.inference_mode(), StoreWriter(dst, contents, overwrite=overwrite) as writer:
+    with (
+        _one_thread(),
+        torch.inference_mode(),
+        StoreWriter(dst, contents, overwrite=overwrite) as writer,
+    ):
         for name, weight in target.weights(specs):
             done += _write(writer, name, weight)
             num_tensors += 1
@@ -119,6 +124,19 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         path=dst,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch on one thread: the disk sets the pace, and on a machine that is busy with
+    something else, threads that wait for each other after every step take several times longer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
