@@ -54,7 +54,7 @@ def _show_fill(model: Model) -> None:
     name, text = _FILL
     _say(f"\n1  Fill the blanks · 填空  ({name})", bold=True)
     print_text(f"{_INDENT}{text}")
-    filled = model.fill(text, seed=_SEED)
+    filled = model.fill(text, max_tokens=40, seed=_SEED)
     column = Column()
     end = 0
     for blank in filled.blanks:
