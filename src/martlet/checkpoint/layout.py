@@ -54,7 +54,7 @@ class PlannedBlock:
 class FileLayout:
     """One safetensors file: its first bytes, and what follows.
 
-    ``gap_bytes`` of a tensor are the zeros written before it.
+    ``tensors`` holds pairs: the zeros to write before a tensor, and the tensor.
     """
 
     name: str

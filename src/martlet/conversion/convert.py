@@ -128,8 +128,10 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch on one thread: the disk sets the pace, and on a machine that is busy with
-    something else, threads that wait for each other after every step take several times longer.
+    """Keep torch on one thread meanwhile.
+
+    The disk sets the pace, and on a machine that is busy with something else, threads that wait
+    for each other after every step take several times longer.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
