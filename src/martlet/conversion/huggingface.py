@@ -40,9 +40,12 @@ _SAMPLING = frozenset(
     {
         "do_sample",
         "eos_token_id",
+        "max_input_tokens",
         "max_new_tokens",
         "min_p",
         "repetition_penalty",
+        "suppress_tokens",
+        "tasks",
         "temperature",
         "top_k",
         "top_p",
@@ -87,7 +90,7 @@ class HuggingFaceSource:
             )
         self.family = _family(folder, raw)
         self.config = _config(raw, self.family)
-        self.generation = _generation(folder) if self.family in ("gpt2", "t5") else {}
+        self.generation = _generation(folder)
         self.tokenizer: TokenizerFiles | None = find_tokenizer(
             self.family, _vocab_size(folder, raw), [folder], tokenizer
         )

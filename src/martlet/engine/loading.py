@@ -101,6 +101,21 @@ class ModelFolder:
             )
         return given
 
+    @property
+    def suppress_tokens(self) -> tuple[int, ...]:
+        """Ids that generation_config.json forbids in any text, under Hugging Face's name for them."""
+        given = self.store.generation.get("suppress_tokens") or []
+        vocab_size = self.architecture.vocab_size
+        sound = isinstance(given, list) and all(
+            type(token_id) is int and 0 <= token_id < vocab_size for token_id in given
+        )
+        if not sound:
+            raise ModelFileError(
+                f"{self.store.folder}: suppress_tokens of generation_config.json is {given!r:.60}; "
+                f"it must be a list of ids from 0 to {vocab_size - 1}"
+            )
+        return tuple(given)
+
     def plan(self, options: LoadOptions) -> PlannedLoad:
         """The plan for this machine; with device "auto" a GPU that suffices comes before the CPU.
 
@@ -142,7 +157,9 @@ class ModelFolder:
             planned.plan, self.store, planned.device, planned.dtype, transform
         )
         generator = Generator(self.architecture, executor, tokenizer)
-        return TaskModel(name, self.store.family, generator, self.max_input_tokens)
+        return TaskModel(
+            name, self.store.family, generator, self.max_input_tokens, self.suppress_tokens
+        )
 
     def specs(self) -> dict[str, BlockSpec]:
         """The blocks of the architecture by name."""

@@ -34,12 +34,14 @@ class TaskModel:
     """A loaded model as the tasks see it.
 
     ``max_input_tokens`` is what its encoder reads at most; None = no limit but memory.
+    ``suppress_tokens`` are ids that no text of this model shall have, beside its control tokens.
     """
 
     name: str
     family: str
     generator: Generator
     max_input_tokens: int | None
+    suppress_tokens: tuple[int, ...] = ()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -94,14 +96,15 @@ class TaskModel:
         return self.special.sentinels
 
     def suppressed(self, allowed: Sequence[int] = ()) -> Tensor:
-        """Tokens that no text is made of: control tokens, but for those allowed, and padding rows.
+        """Tokens that no text is made of: control tokens but for those allowed, padding rows, and
+        what the model folder forbids.
 
         Shapes:
             return: (vocab_size,) bool, True = must not be chosen
         """
         mask = torch.zeros(self.generator.architecture.vocab_size, dtype=torch.bool)
         mask[self.tokenizer.vocab_size :] = True
-        mask[sorted(self.special.control_ids())] = True
+        mask[[*self.special.control_ids(), *self.suppress_tokens]] = True
         mask[list(allowed)] = False
         return mask
 
