@@ -101,21 +101,8 @@ class Model:
         stream: Literal[True],
         **options: Unpack[SamplingOptions],
     ) -> Filling: ...
-    def fill(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
-        self,
-        text: str | Sequence[str],
-        *,
-        stream: bool = False,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
+    def fill(
+        self, text: str | Sequence[str], *, stream: bool = False, **options: Unpack[SamplingOptions]
     ) -> Fill | Filling:
         """The text with its blanks filled; a blank is written ``<blank>``, ``<span>`` or ``__``.
 
@@ -127,54 +114,21 @@ class Model:
             UsageError: there is no blank, or the model cannot fill.
             ContextLengthError: the text is too long.
         """
-        params = self._params(
-            "fill",
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            seed=seed,
-        )
+        params = self._params("fill", options)
         pieces = split_at_blanks(text) if isinstance(text, str) else text
         filling = Filling(self._model, pieces, params, on_finish=self._keep_stats)
         return filling if stream else filling.result()
 
     @overload
     def write(
-        self,
-        opening: str,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SamplingOptions],
+        self, opening: str, *, stream: Literal[False] = False, **options: Unpack[SamplingOptions]
     ) -> str: ...
     @overload
     def write(
-        self,
-        opening: str,
-        *,
-        stream: Literal[True],
-        **options: Unpack[SamplingOptions],
+        self, opening: str, *, stream: Literal[True], **options: Unpack[SamplingOptions]
     ) -> TextStream: ...
-    def write(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
-        self,
-        opening: str,
-        *,
-        stream: bool = False,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
+    def write(
+        self, opening: str, *, stream: bool = False, **options: Unpack[SamplingOptions]
     ) -> str | TextStream:
         """What follows an opening, without the opening; as long as ``max_tokens`` says.
 
@@ -183,19 +137,7 @@ class Model:
         Raises:
             UsageError: the opening is empty, or the model cannot write.
         """
-        params = self._params(
-            "write",
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            seed=seed,
-        )
+        params = self._params("write", options)
         return self._text(write(self._model, opening, params), stream)
 
     @overload
@@ -216,22 +158,13 @@ class Model:
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> TextStream: ...
-    def chat(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
+    def chat(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
         stream: bool = False,
         max_input_tokens: int | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> str | TextStream:
         """The answer to a dialogue: messages ``{"role": "user" or "assistant", "content": text}``.
 
@@ -242,52 +175,19 @@ class Model:
             UsageError: the messages are malformed, or the model cannot chat.
             ContextLengthError: the last message alone is too long.
         """
-        params = self._params(
-            "chat",
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            seed=seed,
-        )
+        params = self._params("chat", options)
         return self._text(chat(self._model, messages, params, max_input_tokens), stream)
 
     @overload
     def generate(
-        self,
-        prompt: str,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SamplingOptions],
+        self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[SamplingOptions]
     ) -> str: ...
     @overload
     def generate(
-        self,
-        prompt: str,
-        *,
-        stream: Literal[True],
-        **options: Unpack[SamplingOptions],
+        self, prompt: str, *, stream: Literal[True], **options: Unpack[SamplingOptions]
     ) -> TextStream: ...
-    def generate(  # noqa: PLR0913  (the sampling keywords, so that Python refuses unknown ones)
-        self,
-        prompt: str,
-        *,
-        stream: bool = False,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
+    def generate(
+        self, prompt: str, *, stream: bool = False, **options: Unpack[SamplingOptions]
     ) -> str | TextStream:
         """What the model makes of a prompt, whatever its family.
 
@@ -298,19 +198,7 @@ class Model:
             UsageError: the prompt is empty.
             ContextLengthError: the prompt is too long.
         """
-        params = self._params(
-            {"eva": "chat", "t5": "generate"}.get(self.family, "write"),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            seed=seed,
-        )
+        params = self._params({"eva": "chat", "t5": "generate"}.get(self.family, "write"), options)
         if self.family == "eva":
             return self._text(
                 chat(self._model, [{"role": "user", "content": prompt}], params), stream
@@ -369,8 +257,15 @@ class Model:
             progress=progress,
         )
 
-    def _params(self, task: str, **given: Any) -> SamplingParams:
-        return SamplingParams.from_fields(given, *self._defaults[task])
+    def _params(self, task: str, options: SamplingOptions) -> SamplingParams:
+        # The type tells this to a type checker alone; Python itself takes any keyword.
+        for name in options:
+            if name not in SamplingOptions.__annotations__:
+                raise TypeError(
+                    f"{name!r} is not a sampling keyword; there are "
+                    f"{', '.join(SamplingOptions.__annotations__)}"
+                )
+        return SamplingParams.from_fields(options, *self._defaults[task])
 
     def _text(self, request: Request, stream: bool) -> str | TextStream:
         pieces = TextStream(self._model.generator, request, self._keep_stats)
