@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from martlet.cli.__main__ import VERBS, verbs
+from martlet.cli.verbs import VERBS, verbs
 
 PAGE = Path(__file__).parent / "cli.md"
 _WIDTH = 88

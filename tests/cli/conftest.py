@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from martlet.cli.__main__ import run_command
+from martlet.cli.verbs import run_command
 
 
 @dataclass(frozen=True)

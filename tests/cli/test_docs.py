@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from martlet.cli.__main__ import verbs
+from martlet.cli.verbs import verbs
 from martlet.errors import ModelNotFoundError
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ def run(*arguments, **options):
 def test_help_and_import_load_neither_torch_nor_numpy_nor_rich():
     code = (
         "import sys, martlet\n"
-        "from martlet.cli.__main__ import run_command, VERBS\n"
+        "from martlet.cli.verbs import run_command, VERBS\n"
         "codes = [run_command(['--help'])] + [run_command([v, '--help']) for v in VERBS]\n"
         "heavy = {'torch', 'numpy', 'rich', 'jieba', 'sentencepiece', 'tokenizers'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)), set(codes))\n"

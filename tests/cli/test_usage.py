@@ -1,6 +1,6 @@
 import pytest
 
-from martlet.cli.__main__ import VERBS, verbs
+from martlet.cli.verbs import VERBS, verbs
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,10 @@ def test_bytes_that_are_no_text_are_refused(martlet, tiny_cpm1):
     done = martlet("write", tiny_cpm1, "却\udcff")
     assert done.code == 2
     assert "not valid UTF-8" in done.stderr
+
+
+def test_no_verb_shows_the_help(martlet):
+    assert martlet() == martlet("--help")
 
 
 def test_an_unknown_verb_gives_2(martlet):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import click
 
+from martlet.cli.process import INTERRUPTED
 from martlet.errors import CapacityError, DiskFullError, MartletError
 
-__all__ = ["INTERRUPTED", "describe", "wants_traceback"]
+__all__ = ["describe", "wants_traceback"]
 
-INTERRUPTED = 130
 _USAGE = 2
 _UNEXPECTED = 1
 

@@ -1,0 +1,69 @@
+"""What the process needs before a verb runs: Ctrl-C at any moment, standard streams that exist."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["INTERRUPTED", "ignore_interrupts", "open_standard_streams", "take_interrupts"]
+
+INTERRUPTED = 130
+_IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
+_CLEAR_LINE_AND_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"
+
+
+def take_interrupts() -> None:
+    """Make Ctrl-C end the process at once while a module is being imported.
+
+    A KeyboardInterrupt in the middle of an import often gets lost, since the import machinery and
+    extension modules have places that cannot raise; nothing is at work then that needs cleaning
+    up. At any other time it is the usual exception. Where the process was started with SIGINT
+    ignored, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
+
+
+def ignore_interrupts() -> None:
+    """No Ctrl-C from here on: the work is done, and the interpreter is about to shut down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def open_standard_streams() -> None:
+    """Give the process a stdin, stdout and stderr that it was started without.
+
+    Otherwise the next file that is opened would get the number of one of them, and whatever writes
+    to stderr would write into that file.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    with contextlib.suppress(OSError):
+        prefix = _CLEAR_LINE_AND_SHOW_CURSOR if os.isatty(2) else b""
+        os.write(2, prefix + b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_MACHINERY:
+            return True
+        frame = frame.f_back
+    return False
