@@ -87,12 +87,23 @@ def test_a_decoder_only_model_has_no_phase_of_encoding():
 
 
 def test_the_line_for_people_says_where_and_with_what():
-    assert make_plan(BLOCKS, "cpu", PLENTY, num_threads=2).describe() == (
+    assert make_plan(BLOCKS, "cpu", PLENTY, num_threads=2, decode_threads=2).describe() == (
         "all 3 blocks, 13.0 MiB, in RAM; computed on the CPU with 2 threads"
     )
     assert make_plan(BLOCKS, "cuda", PLENTY).describe() == (
         "all 3 blocks, 13.0 MiB, in GPU memory; computed on the GPU"
     )
+
+
+def test_single_tokens_of_a_small_model_are_computed_by_one_thread_unless_asked_otherwise():
+    small = make_plan(BLOCKS, "cpu", PLENTY, num_threads=8)
+    large = make_plan([BlockSize("fixed", 64 * MIB)], "cpu", PLENTY, num_threads=8)
+    asked = make_plan(BLOCKS, "cpu", PLENTY, num_threads=8, decode_threads=8)
+    assert [(p.num_threads, p.decode_threads) for p in (small, large, asked)] == [
+        (8, 1),
+        (8, 8),
+        (8, 8),
+    ]
 
 
 def test_the_error_says_needed_available_missing_and_what_to_do():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from martlet.api.model import Model
@@ -36,7 +35,8 @@ def load(
         quantize: "int8" makes the weights int8 while loading, "none" makes them float; None keeps
             them as they are stored.
         device: "cuda", "cpu", or "auto": the GPU where the model fits, else the CPU.
-        num_threads: threads of the CPU, for this whole process; None leaves torch's choice.
+        num_threads: threads of the CPU for this model; None = torch's choice for reading a prompt,
+            and for single tokens of a small model one.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -46,8 +46,6 @@ def load(
     """
     options = LoadOptions(gpu_memory, ram, quantize, device, num_threads)
     folder = ModelFolder(resolve(model))
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
     planned = folder.plan(options)
     name = Path(model).name or str(model)
     task_model = folder.load(name, planned, _transform(folder, options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destinat
 from martlet.compression.absmax import QUANTIZED_KINDS, quantize_rows
 from martlet.conversion.detect import open_source
 from martlet.conversion.source import Source
+from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
@@ -105,7 +105,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     done = 0
     num_tensors = 0
     with (
-        _one_thread(),
+        cpu_threads(1),
         torch.inference_mode(),
         StoreWriter(dst, contents, overwrite=overwrite) as writer,
     ):
@@ -124,21 +124,6 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         path=dst,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch on one thread meanwhile.
-
-    The disk sets the pace, and on a machine that is busy with something else, threads that wait
-    for each other after every step take several times longer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class ModelFolder:
 
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
-        """Ids that generation_config.json forbids in any text, under Hugging Face's name for them."""
+        """Ids that generation_config.json forbids in any text (Hugging Face's name)."""
         given = self.store.generation.get("suppress_tokens") or []
         vocab_size = self.architecture.vocab_size
         sound = isinstance(given, list) and all(
@@ -181,6 +181,7 @@ class ModelFolder:
             ),
             self._demand(dtype),
             options.num_threads or torch.get_num_threads(),
+            options.num_threads,
         )
         return PlannedLoad(
             plan, torch.device("cuda", gpu.index) if gpu else torch.device("cpu"), dtype

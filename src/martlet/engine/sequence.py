@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+from martlet.device.threads import cpu_threads
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture, Stack
 
 __all__ = ["RunningSequence"]
 
+# A pass over so few tokens is bound by reading the weights, as a single decode step is.
+_DECODE_TOKENS = 8
 _NEXT_STEP = "use a shorter text, fewer tokens, or a machine with more memory"
 
 
@@ -52,6 +56,7 @@ class RunningSequence:
         """Run the encoder once; the decoder passes of this sequence attend to the result."""
         with (
             report_out_of_memory(f"encoding {len(token_ids):,} tokens", _NEXT_STEP),
+            self._threads(token_ids),
             torch.inference_mode(),
         ):
             hidden = self._run_stack("encoder", token_ids)
@@ -68,6 +73,7 @@ class RunningSequence:
         assert 0 < len(token_ids) <= self.free_tokens, "the cache was made too small"
         with (
             report_out_of_memory(f"reading {len(token_ids):,} tokens", _NEXT_STEP),
+            self._threads(token_ids),
             torch.inference_mode(),
         ):
             hidden = self._run_stack("decoder", token_ids)
@@ -78,8 +84,14 @@ class RunningSequence:
 
     def _run_stack(self, stack: Stack, token_ids: Sequence[int]) -> Tensor:
         cache = self._cache if stack == "decoder" else None
-        rows = torch.tensor([list(token_ids)], device=self._executor.device)  # (1, num_tokens)
-        hidden, step = self._architecture.embed(self._executor.fixed(), stack, rows, cache)
-        for index, weights in self._executor.blocks(stack):
+        executor = self._executor
+        rows = torch.tensor([list(token_ids)], device=executor.device)  # (1, num_tokens)
+        hidden, step = self._architecture.embed(executor.fixed(), stack, rows, cache)
+        for index, weights in executor.blocks(stack):
             hidden = self._architecture.block(stack, index, weights, hidden, step, cache)
         return hidden
+
+    def _threads(self, token_ids: Sequence[int]) -> AbstractContextManager[None]:
+        plan = self._executor.plan
+        is_decode = len(token_ids) <= _DECODE_TOKENS
+        return cpu_threads(plan.decode_threads if is_decode else plan.num_threads)

@@ -96,8 +96,9 @@ class TaskModel:
         return self.special.sentinels
 
     def suppressed(self, allowed: Sequence[int] = ()) -> Tensor:
-        """Tokens that no text is made of: control tokens but for those allowed, padding rows, and
-        what the model folder forbids.
+        """Tokens that no text is made of.
+
+        These are control tokens but for those allowed, padding rows, and what the folder forbids.
 
         Shapes:
             return: (vocab_size,) bool, True = must not be chosen

@@ -28,9 +28,10 @@ class BlockSource(Protocol):
 class Executor(Protocol):
     """Carries out a plan: the model asks for blocks in order and does not know where they were.
 
-    ``device`` is where hidden states live, ``dtype`` their type.
+    ``device`` is where hidden states live, ``dtype`` their type, ``plan`` what is carried out.
     """
 
+    plan: Plan
     device: torch.device
     dtype: torch.dtype
 

@@ -45,7 +45,7 @@ class QuantizedTensor:
         return QuantizedTensor(self.data.to(device), self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight as a float tensor, (out_features, in_features); the product is rounded once."""
+        """The weight in float, (out_features, in_features); the product is rounded once."""
         return (self.data.to(torch.float32) * self.scale.to(torch.float32)[:, None]).to(dtype)
 
 
