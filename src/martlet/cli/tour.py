@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "command"]
 
-_SEED = 1
+_SEED = 4
 _WIDTH = 76
 _INDENT = "  "
-_FILL = ("cpm2-mini", "次日清晨，__，众人都到堂前__。")
-_WRITE = ("cpm1-mini", "却说那老汉推开门，只见")
+_FILL = ("cpm2-mini", ("次日清晨，__，众人都到堂前__。", "却说宋江见了，心中__，便道：“__？”"))
+_WRITE = ("cpm1-mini", "众人正在饮酒，忽听得")
 _CHAT = ("eva-mini", ("你这汉子是谁？", "你要往哪里去？"))
 
 
@@ -51,19 +51,20 @@ def command(loading: LoadOptions) -> None:
 
 
 def _show_fill(model: Model) -> None:
-    name, text = _FILL
+    name, texts = _FILL
     _say(f"\n1  Fill the blanks · 填空  ({name})", bold=True)
-    print_text(f"{_INDENT}{text}")
-    filled = model.fill(text, max_tokens=40, seed=_SEED)
-    column = Column()
-    end = 0
-    for blank in filled.blanks:
-        column.write(filled.text[end : blank.start])
-        column.write(blank.text, bold=True)
-        end = blank.end
-    column.write(filled.text[end:])
-    column.close()
-    report_answer(filled.stats, model.plan)
+    for text in texts:
+        print_text(f"{_INDENT}{text}")
+        filled = model.fill(text, max_tokens=40, seed=_SEED)
+        column = Column()
+        end = 0
+        for blank in filled.blanks:
+            column.write(filled.text[end : blank.start])
+            column.write(blank.text, bold=True)
+            end = blank.end
+        column.write(filled.text[end:])
+        column.close()
+        report_answer(filled.stats, model.plan)
 
 
 def _show_write(model: Model) -> None:
@@ -72,7 +73,7 @@ def _show_write(model: Model) -> None:
     column = Column()
     column.write(opening)
     with model.write(opening, max_tokens=100, seed=_SEED, stream=True) as stream:
-        column.write_all(stream)
+        column.write_all(stream, end="……")
     report_answer(stream.stats, model.plan)
 
 
@@ -123,11 +124,12 @@ class Column:
             self._column += width
         _emit("\n".join(lines), bold)
 
-    def write_all(self, pieces: Iterable[str]) -> None:
+    def write_all(self, pieces: Iterable[str], end: str = "") -> None:
         """Write the pieces as they come and end the line, also where that is interrupted."""
         try:
             for piece in pieces:
                 self.write(piece)
+            self.write(end)
         finally:
             self.close()
 
