@@ -9,7 +9,7 @@ from torch import Tensor
 
 from martlet.compression.absmax import quantize_rows
 from martlet.kernels import ops, reference, tiled
-from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER
+from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER, has_integer_kernel
 from martlet.quantization.scheme import QuantizedTensor
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -94,6 +94,40 @@ def test_an_int8_weight_at_an_odd_address_is_read_right() -> None:
     shifted = memory[1:].view(8, 32).copy_(weight.data)
     ours = ops.linear(_randn(2, 32), QuantizedTensor(shifted, weight.scale))
     _assert_near(ours, reference.linear(_randn(2, 32), weight), 2e-6)
+
+
+def test_an_int8_weight_that_is_a_part_of_another_is_read_right() -> None:
+    weight = quantize_rows(_randn(8, 64))
+    part = QuantizedTensor(weight.data[:, 16:48], weight.scale)
+    _assert_near(ops.linear(_randn(2, 32), part), reference.linear(_randn(2, 32), part), 2e-6)
+
+
+def _missing(*_: object) -> Tensor:
+    raise AttributeError("module 'torch' has no attribute '_weight_int8pack_mm'")
+
+
+def _of_another_signature(rows: Tensor, data: Tensor) -> Tensor:
+    return rows
+
+
+def _of_another_layout(rows: Tensor, data: Tensor, scales: Tensor) -> Tensor:
+    return rows @ data.view(data.shape[1], -1).to(rows.dtype)
+
+
+@pytest.mark.parametrize("kernel", [_missing, _of_another_signature, _of_another_layout])
+def test_without_torchs_private_kernel_tiles_do_its_work(
+    kernel: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_integer_kernel(), "the kernel of the torch that is tested with"
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", kernel)
+    has_integer_kernel.cache_clear()
+    try:
+        weight, x = quantize_rows(_randn(48, 64)), _randn(2, 64)
+        # Tiles are float32 throughout: far nearer than bfloat16 would be.
+        _assert_near(ops.linear(x, weight), reference.linear(x, weight), 2e-6)
+        assert not has_integer_kernel()
+    finally:
+        has_integer_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
