@@ -22,11 +22,24 @@ def python(code, folder, **options):
     )
 
 
-def test_ctrl_c_during_an_import_ends_the_process_even_where_the_exception_would_be_lost(tmp_path):
+def deaf_module(folder):
+    """A module that is interrupted while it is imported, and loses the exception."""
     inner = "".join(f"    {line}\n" for line in INTERRUPT.splitlines())
-    (tmp_path / "deaf.py").write_text(f"try:\n{inner}except BaseException:\n    pass\n")
-    done = python(TAKE + "import deaf\nprint('went on')", tmp_path)
+    (folder / "deaf.py").write_text(f"try:\n{inner}except BaseException:\n    print('lost')\n")
+
+
+@pytest.mark.parametrize("statement", ["import deaf", "importlib.import_module('deaf')"])
+def test_ctrl_c_while_the_command_line_imports_ends_the_process_at_once(tmp_path, statement):
+    deaf_module(tmp_path)
+    as_room = f"exec({statement!r}, {{'__name__': 'martlet.cli.write', 'importlib': importlib}})"
+    done = python(TAKE + f"import importlib\n{as_room}\nprint('went on')", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_during_an_import_in_the_middle_of_the_work_is_an_exception(tmp_path):
+    deaf_module(tmp_path)
+    done = python(TAKE + "import deaf\nprint('cleaned up')", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "lost\ncleaned up\n", "")
 
 
 def test_ctrl_c_at_any_other_time_is_an_exception(tmp_path):

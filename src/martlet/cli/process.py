@@ -11,17 +11,18 @@ from types import FrameType
 __all__ = ["INTERRUPTED", "ignore_interrupts", "open_standard_streams", "take_interrupts"]
 
 INTERRUPTED = 130
-_IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
+_IMPORT_MACHINERY = ("importlib", "importlib._bootstrap", "importlib._bootstrap_external")
+_ROOM = "martlet.cli."
 _CLEAR_LINE_AND_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"
 
 
 def take_interrupts() -> None:
-    """Make Ctrl-C end the process at once while a module is being imported.
+    """Make Ctrl-C end the process at once while the command line imports what it needs.
 
     A KeyboardInterrupt in the middle of an import often gets lost, since the import machinery and
-    extension modules have places that cannot raise; nothing is at work then that needs cleaning
-    up. At any other time it is the usual exception. Where the process was started with SIGINT
-    ignored, it stays ignored.
+    extension modules have places that cannot raise; and nothing is at work yet that needs cleaning
+    up. At any other time, an import in the middle of the work included, it is the usual exception.
+    Where the process was started with SIGINT ignored, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
@@ -53,7 +54,7 @@ def open_standard_streams() -> None:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    if not _is_importing(frame):
+    if not _is_starting(frame):
         raise KeyboardInterrupt
     with contextlib.suppress(OSError):
         prefix = _CLEAR_LINE_AND_SHOW_CURSOR if os.isatty(2) else b""
@@ -61,9 +62,15 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _is_starting(frame: FrameType | None) -> bool:
+    """Whether the outermost import on the stack is one that a module of this room asked for."""
+    importer = None
+    is_import = False
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORT_MACHINERY:
-            return True
+        name = frame.f_globals.get("__name__", "")
+        if name in _IMPORT_MACHINERY:
+            is_import = True
+        elif is_import:
+            importer, is_import = name, False
         frame = frame.f_back
-    return False
+    return importer is not None and f"{importer}.".startswith(_ROOM)
