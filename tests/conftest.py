@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from martlet.checkpoint.layout import PlannedBlock, PlannedTensor
 from martlet.checkpoint.writer import StoreContents, StoreWriter
 from martlet.compression.absmax import quantize_rows
 from martlet.models.config import load_architecture
+
+# One thread a process, here and in the programs that tests start: tests run side by side, and
+# threads beyond the cores wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+# A busy machine is no failure, so there are no deadlines; CI tries the same examples every time.
+settings.register_profile("martlet", deadline=None)
+settings.register_profile("martlet-ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("martlet-ci" if os.environ.get("CI") else "martlet")
 
 GPT2_CONFIG = {
     "model_type": "gpt2",

@@ -36,6 +36,7 @@ class GPT2Block(nn.Module):
         self.fc, self.proj = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's output, of the shape of its input (batch, tokens, width)."""
         b, t, d = x.shape
         h = self.ln_1(x)
         q, k, v = (split_heads(f(h), self.heads) for f in (self.q, self.k, self.v))
@@ -128,6 +129,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(inner, c.d_model, bias=False)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """What ``x`` reads in ``memory``; ``bias`` is broadcast to (batch, heads, t, s)."""
         b, t, _ = x.shape
         q = split_heads(self.q(x), self.heads)
         k, v = (split_heads(f(memory), self.heads) for f in (self.k, self.v))
@@ -159,6 +161,7 @@ class T5Block(nn.Module):
         memory: Tensor | None = None,
         cross_bias: Tensor | None = None,
     ) -> Tensor:
+        """The block's output; ``memory`` is the encoder's, for a decoder's block."""
         p = self.dropout if self.training else 0.0
         h = self.norms[0](x)
         x = x + F.dropout(self.self_attn(h, h, bias), p)

@@ -78,15 +78,15 @@ class NgramModel:
 
     def bits(self, text: str) -> dict[int, float]:
         """Total bits of ``text`` by order; START costs nothing and is only ever a history."""
-        ids = self._ids(text)
-        predicted = ids != self.alphabet.get(START, -1)
+        predicted = self._ids(text) != self.alphabet.get(START, -1)
         return {
             n: float(-np.log2(probability[predicted]).sum())
-            for n, probability in enumerate(self._probabilities(ids), 1)
+            for n, probability in enumerate(self.probabilities(text), 1)
         }
 
-    def _probabilities(self, ids: Integers) -> Iterator[Reals]:
+    def probabilities(self, text: str) -> Iterator[Reals]:
         """Of every character given those before it, by order, lowest first."""
+        ids = self._ids(text)
         probability = np.full(len(ids), 1.0 / self.size)
         history = np.zeros(len(ids), dtype=np.int64)  # rank of the history, -1 when never seen
         for n in range(self.order):

@@ -35,6 +35,7 @@ Batch = tuple[Tensor, ...]
 Forward = Callable[..., Tensor]  # a model, compiled or not
 Loss = Callable[[], Tensor]
 FORMS = ("found", "quoted")
+HELD_OUT_BATCH, HELD_OUT_BATCHES = 128, 4
 CHAT_PHASE = 0.45  # share of the training after which the speaker sees mostly dialogue
 
 
@@ -136,7 +137,7 @@ class Answering:
 
     def _batches(self, make: Callable[[], Example]) -> list[Batch]:
         """Fixed examples, the same in every evaluation."""
-        rows = [collate([make() for _ in range(128)]) for _ in range(4)]
+        rows = [collate([make() for _ in range(HELD_OUT_BATCH)]) for _ in range(HELD_OUT_BATCHES)]
         return [tuple(torch.from_numpy(a).to(self.run.device) for a in row) for row in rows]
 
     def losses(self, forward: Forward, fraction: Callable[[int], float]) -> Iterator[Loss]:

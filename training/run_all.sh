@@ -4,7 +4,8 @@
 #   training/run_all.sh CORPUS.jsonl.xz OUTPUT_FOLDER [SCALE]
 #
 # SCALE stretches the training times (1 = about 18 minutes on two H200s). Then, on any machine:
-#   python training/export.py OUTPUT_FOLDER CORPUS.jsonl.xz
+#   python training/export.py OUTPUT_FOLDER
+#   python training/evaluate.py CORPUS.jsonl.xz --training OUTPUT_FOLDER
 set -euo pipefail
 corpus=$1 out=$2 scale=${3:-1}
 here=$(cd "$(dirname "$0")" && pwd)
