@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The CPU build is enough for the tests and the bundled models; a GPU machine sets TORCH="torch" or installs its own build.
 TORCH ?= torch==2.13.0
+# Tests that run at a time.
+JOBS ?= 2
 
 .PHONY: install run test check fix bench docs clean
 .DEFAULT_GOAL := run
@@ -21,7 +23,7 @@ run: install
 	@$(BIN)/martlet tour
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not browser"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not browser"
 
 check: install
 	$(BIN)/ruff check .
