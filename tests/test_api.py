@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_what_is_no_text_is_refused(tiny_cpm1, tiny_cpm2, text):
             call(text)
     with pytest.raises(martlet.UsageError, match="must be a string"):
         writer.score(text, "天空")
+    with pytest.raises(martlet.UsageError, match="must be a string"):
+        writer.score_text(text)
 
 
 def test_a_bad_value_is_refused_before_anything_is_computed(tiny_cpm1):
@@ -152,13 +155,21 @@ def test_a_folder_without_a_manifest_is_told_to_convert(tmp_path):
         martlet.load(tmp_path)
 
 
+def _own(folder, name):
+    """Put a changed file into the manifest."""
+    path = folder / name
+    manifest = json.loads((folder / "martlet.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["files"][name] = {"size_bytes": path.stat().st_size, "sha256": digest}
+    (folder / "martlet.json").write_text(json.dumps(manifest))
+
+
 def test_another_models_vocabulary_is_refused(tiny_cpm2, tiny_eva, copy_of):
     folder = copy_of(tiny_cpm2)
     shutil.copy(tiny_eva / "vocab.txt", folder / "vocab.txt")
-    size_bytes = (folder / "vocab.txt").stat().st_size
-    manifest = json.loads((folder / "martlet.json").read_text())
-    manifest["files"]["vocab.txt"]["size_bytes"] = size_bytes
-    (folder / "martlet.json").write_text(json.dumps(manifest))
+    with pytest.raises(martlet.ModelFileError, match="bytes, the manifest says"):
+        martlet.load(folder, device="cpu")
+    _own(folder, "vocab.txt")
     with pytest.raises(martlet.VocabularyError, match="30000"):
         martlet.load(folder, device="cpu")
 
@@ -174,10 +185,17 @@ def test_another_models_vocabulary_is_refused(tiny_cpm2, tiny_eva, copy_of):
 def test_a_configuration_of_other_weights_is_refused(tiny_cpm1, copy_of, changes, what):
     folder = copy_of(tiny_cpm1)
     _edit(folder / "config.json", **changes)
-    manifest = json.loads((folder / "martlet.json").read_text())
-    manifest["files"]["config.json"]["size_bytes"] = (folder / "config.json").stat().st_size
-    (folder / "martlet.json").write_text(json.dumps(manifest))
+    _own(folder, "config.json")
     with pytest.raises(martlet.ModelFileError, match=what):
+        martlet.load(folder, device="cpu")
+
+
+def test_a_vocabulary_with_two_words_exchanged_is_refused(tiny_eva, copy_of):
+    folder = copy_of(tiny_eva)
+    lines = (folder / "vocab.txt").read_bytes().split(b"\n")
+    lines[20_000], lines[20_001] = lines[20_001], lines[20_000]
+    (folder / "vocab.txt").write_bytes(b"\n".join(lines))
+    with pytest.raises(martlet.ModelFileError, match=r"vocab\.txt: sha256 is"):
         martlet.load(folder, device="cpu")
 
 

@@ -37,9 +37,20 @@ def test_convert_replaces_a_folder_only_when_asked(martlet, tiny_cpm1, tmp_path)
 
 def test_convert_says_when_there_is_nothing_or_nothing_known(martlet, tmp_path):
     assert martlet("convert", tmp_path / "missing", tmp_path / "out").code == 3
+    assert martlet("convert", "x" * 5000, tmp_path / "out").code == 3
     (tmp_path / "empty").mkdir()
     assert martlet("convert", tmp_path / "empty", tmp_path / "out").code == 6
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("destination", ["file/out", "x" * 300])
+def test_a_destination_that_cannot_be_a_folder_gives_2(martlet, tiny_cpm1, tmp_path, destination):
+    (tmp_path / "file").write_text("")
+    done = martlet("convert", tiny_cpm1, tmp_path / destination)
+    assert done.code == 2
+    assert done.stderr.startswith("error: ")
+    assert "choose another" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_full_disk_while_converting_gives_5_and_leaves_nothing(

@@ -78,6 +78,12 @@ def test_messages_that_cannot_be_honoured_are_refused(eva, messages, what):
         eva.chat(messages)
 
 
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "128"])
+def test_an_input_limit_that_is_no_number_of_tokens_is_refused(eva, limit):
+    with pytest.raises(UsageError, match=r"^max_input_tokens is"):
+        eva.chat([{"role": "user", "content": "你好"}], max_input_tokens=limit)
+
+
 def test_an_answer_has_no_control_token_and_streams_as_it_is(eva):
     answer = eva.chat(_messages("你好"), max_tokens=30, seed=5)
     pieces = list(eva.chat(_messages("你好"), max_tokens=30, seed=5, stream=True))

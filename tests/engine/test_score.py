@@ -99,8 +99,11 @@ def test_logits_are_checked_and_usable_with_autograd(cpm1, cpm2):
     logits = cpm1.logits([1, 2, 3])
     assert logits.shape == (3, 30000)
     assert not logits.is_inference()
-    with pytest.raises(UsageError, match="30000 is outside"):
-        cpm1.logits([30000])
+    for odd in ([30000], [1.5], "天空", [-1]):
+        with pytest.raises(UsageError, match="not a whole number from 0 to 29,999"):
+            cpm1.logits(odd)
+    for array in (torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3]).numpy()):
+        assert torch.equal(cpm1.logits(array), logits)
     with pytest.raises(UsageError, match="at least one"):
         cpm1.logits([])
     with pytest.raises(ContextLengthError, match="65 tokens"):

@@ -35,13 +35,10 @@ def test_a_name_is_looked_for_in_the_models_directory(catalogue, tmp_path):
     assert catalogue.resolve("mine") == tmp_path / "models" / "mine"
 
 
-@pytest.mark.parametrize("name", ["", "..", "../models/mine", "/nonexistent"])
+@pytest.mark.parametrize("name", ["..", "../models/mine", "/nonexistent"])
 def test_a_name_cannot_leave_the_models_directory(catalogue, name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "models")
-    if name in ("", ".."):
-        # Python's Path makes "." of "": these are folders, and no models.
-        assert catalogue.resolve(name) in (Path(name), Path())
-    elif name == "/nonexistent":
+    if name == "/nonexistent":
         with pytest.raises(ModelNotFoundError):
             catalogue.resolve(name)
     else:
@@ -69,6 +66,14 @@ def test_a_file_is_told_to_be_converted(catalogue, tmp_path):
     file.write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match=r"is a file .* martlet convert"):
         catalogue.resolve(str(file))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a" * 5000, "\udcff"])
+def test_a_name_that_is_no_path_is_not_found(catalogue, name, monkeypatch):
+    # An unset variable of a shell, "", is not the folder that Python's Path makes of it.
+    monkeypatch.chdir(catalogue.models_dir / "mine")
+    with pytest.raises(ModelNotFoundError, match="no model is called"):
+        catalogue.resolve(name)
 
 
 def test_a_bundled_model_without_its_files_says_so(catalogue):

@@ -19,6 +19,14 @@ __all__ = ["disk_errors", "require_space", "staged_folder", "sync_path"]
 _SUFFIX = ".partial"
 _LOCK_NAME = ".writing"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -66,7 +74,7 @@ def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
                 f"{path}: {error.strerror} while writing {needed_bytes:,} bytes, "
                 f"{_free_bytes(path):,} are free; make room or choose another folder"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _NO_FOLDER:
             raise UsageError(
                 f"{path}: cannot be written: {error.strerror}; choose another folder"
             ) from error

@@ -153,23 +153,19 @@ class Store:
         """
         total = sum(entry.size_bytes for entry in self.manifest.files.values())
         done = 0
+
+        def count(num_bytes: int, name: str) -> None:
+            nonlocal done
+            done += num_bytes
+            if progress is not None:
+                progress(done, total, name)
+
         for name, entry in self.manifest.files.items():
-            digest = hashlib.sha256()
-            with (self.folder / name).open("rb") as file:
-                while chunk := file.read(_HASH_CHUNK_BYTES):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, total, name)
-            if digest.hexdigest() != entry.sha256:
-                raise ModelFileError(
-                    f"{self.folder / name}: sha256 is {digest.hexdigest()}, the manifest says "
-                    f"{entry.sha256}; the file has changed, convert or download it again"
-                )
+            _check_digest(self.folder / name, entry.sha256, count)
 
 
 def open_store(folder: Path) -> Store:
-    """A model folder, with everything but the digests checked.
+    """A model folder, with everything but the digests of the weights checked.
 
     Raises:
         ModelNotFoundError: there is no model folder at that path.
@@ -190,12 +186,33 @@ def open_store(folder: Path) -> Store:
                 f"{path}: {path.stat().st_size:,} bytes, the manifest says {entry.size_bytes:,}; "
                 f"convert or download it again"
             )
+    weights = {block.file for block in manifest.blocks}
+    for name, entry in manifest.files.items():
+        if name not in weights:
+            # Cheap, and a vocabulary with two words exchanged is not found out in any other way.
+            _check_digest(folder / name, entry.sha256)
     headers: dict[str, Header] = {}
     for block in manifest.blocks:
         if block.file not in headers:
             headers[block.file] = read_header(folder / block.file)
         _check_block(manifest_path, block, headers[block.file])
     return Store(folder, manifest, {name: TensorMap(header) for name, header in headers.items()})
+
+
+def _check_digest(
+    path: Path, sha256: str, progress: Callable[[int, str], None] | None = None
+) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk), path.name)
+    if digest.hexdigest() != sha256:
+        raise ModelFileError(
+            f"{path}: sha256 is {digest.hexdigest()}, the manifest says {sha256}; "
+            f"the file has changed, convert or download it again"
+        )
 
 
 def _check_block(path: Path, block: BlockEntry, header: Header) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: the destination exists and may not be replaced.
     """
-    if not destination.exists() and not destination.is_symlink():
+    if not os.path.lexists(destination):
         return
     if destination.is_symlink() or not destination.is_dir():
         raise UsageError(f"{destination} exists and is not a folder; choose another name")

@@ -193,6 +193,8 @@ def score_conditional(
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    if not isinstance(text, str):
+        raise UsageError(f"the text is of type {type(text).__name__}; it must be a string")
     token_ids = tokenizer.encode(text)
     if len(token_ids) < 2:
         raise UsageError(

@@ -88,6 +88,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     if dtype is not None and dtype not in _FLOATS:
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATS)}")
     check_destination(dst.absolute(), overwrite=overwrite)
+    tokenizer = None if tokenizer is None else Path(tokenizer)
     source = open_source(src, tokenizer=tokenizer, num_heads=num_heads)
     specs = load_architecture(source.config).block_specs()
     target = _Target(source, quantize == "int8", None if dtype is None else _FLOATS[dtype])

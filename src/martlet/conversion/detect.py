@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from martlet.checkpoint.manifest import MANIFEST_NAME
@@ -31,7 +32,7 @@ def open_source(
         ModelNotFoundError: there is nothing at that path.
         ModelFileError: no known format, or a file that is not sound.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # False also for what cannot be a path
         raise ModelNotFoundError(f"{path}: there is nothing at that path")
     folder = path if path.is_dir() else path.parent
     if (path / MANIFEST_NAME).is_file():

@@ -33,6 +33,11 @@ def chat(
         ContextLengthError: the last message alone does not fit.
     """
     model.require("chat")
+    if max_input_tokens is not None and (type(max_input_tokens) is not int or max_input_tokens < 1):
+        raise UsageError(
+            f"max_input_tokens is {max_input_tokens!r:.40}; it must be a whole number from 1 on, "
+            "or None for what the model was trained to read"
+        )
     turns = _checked_turns(model, messages)
     sep = model.token("sep")
     turn_ids = [[*model.tokenizer.encode(turn), sep] for turn in turns]

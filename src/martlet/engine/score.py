@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -88,13 +89,14 @@ def token_logits(model: TaskModel, token_ids: Sequence[int]) -> Tensor:
             f"{model.name} is an encoder-decoder model, which has no logits for a text alone; "
             "use score(context, continuation)"
         )
-    if not token_ids:
+    if len(token_ids) == 0:
         raise UsageError("there are no token ids; give at least one")
-    outside = [i for i in token_ids if not 0 <= i < architecture.vocab_size]
-    if outside:
-        raise UsageError(
-            f"token id {outside[0]} is outside the vocabulary of {architecture.vocab_size:,}"
-        )
+    for token_id in token_ids:
+        if not isinstance(token_id, SupportsIndex) or not 0 <= token_id < architecture.vocab_size:
+            raise UsageError(
+                f"token id {token_id!r:.40} is not a whole number from 0 to "
+                f"{architecture.vocab_size - 1:,}, as the vocabulary has them"
+            )
     sequence = model.generator.start(Context(tuple(token_ids)), room_tokens=0, limit_tokens=None)
     return sequence.advance(token_ids, last_only=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,15 +65,16 @@ class Catalogue:
         name = str(model)
         if isinstance(model, str) and name in BUNDLED:
             return self._bundled_folder(name)
-        path = Path(model).expanduser()
-        if path.is_dir():
+        path = Path(name).expanduser()
+        # "" would be the current folder; os.path.exists says no where a name is no path at all.
+        if name and os.path.isdir(path):
             return path
-        if path.exists():
+        if name and os.path.exists(path):
             raise ModelNotFoundError(
                 f"{path} is a file and not a model folder; "
                 "make one from a checkpoint with martlet convert SRC DST"
             )
-        if _is_plain(name) and (self.models_dir / name).is_dir():
+        if _is_plain(name) and os.path.isdir(self.models_dir / name):
             return self.models_dir / name
         raise ModelNotFoundError(self._not_found(name))
 
