@@ -150,6 +150,17 @@ def test_a_filling_half_read_can_still_be_finished_and_a_closed_one_cannot(fille
         closed.result()
 
 
+def test_a_filling_closes_itself_at_the_end_of_a_with_block(filler):
+    with filler.fill("一__二", max_tokens=5, seed=4, stream=True) as broken_off:
+        next(broken_off)
+    assert broken_off.stats is None
+    assert list(broken_off) == []
+    with filler.fill("一__二", max_tokens=5, seed=4, stream=True) as whole:
+        for _ in whole:
+            pass
+    assert whole.stats == whole.result().stats == filler.last_stats
+
+
 def test_pieces_around_the_blanks_do_as_well_as_a_text(filler):
     assert (
         filler.fill(["一", "二"], max_tokens=5, seed=4).text

@@ -112,7 +112,7 @@ def read_standard_input() -> str:
         ) from error
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
-        raise UsageError("stdin is empty; give the text as an argument or through a pipe")
+        raise UsageError("stdin is empty; pipe a text into it, or see --help for other ways")
     return text
 
 

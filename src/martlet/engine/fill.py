@@ -74,6 +74,8 @@ def split_at_blanks(text: str) -> list[str]:
 class Filling:
     """One text on its way to being filled: iterate for (index of the blank, piece of text).
 
+    Also a context manager that closes itself. ``stats`` is None until the text has ended by itself.
+
     ``pieces`` are the parts of the text around the blanks. ``params.max_tokens`` is for all blanks
     together; each gets an equal share of what those before it left. A stop string closes the
     blank that it occurs in. ``on_finish`` is called once, when all blanks are done.
@@ -125,8 +127,19 @@ class Filling:
     def __next__(self) -> tuple[int, str]:
         return next(self._pieces_of_blanks)
 
+    def __enter__(self) -> Filling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> Stats | None:
+        """How it went."""
+        return None if self._result is None else self._result.stats
+
     def close(self) -> None:
-        """End the work between two tokens; there will be no result."""
+        """End the work between two tokens; where it had not ended, there will be no result."""
         self._pieces_of_blanks.close()
 
     def _run(self) -> PyGenerator[tuple[int, str]]:
