@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,26 +83,14 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     """
     started = time.perf_counter()
     src, dst = Path(src), Path(dst)
-    if quantize not in ("none", "int8"):
-        raise UsageError(f"quantize is {quantize!r}, expected none or int8")
-    if dtype is not None and dtype not in _FLOATS:
-        raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATS)}")
+    _check_options(quantize, dtype)
     check_destination(dst.absolute(), overwrite=overwrite)
     tokenizer = None if tokenizer is None else Path(tokenizer)
     source = open_source(src, tokenizer=tokenizer, num_heads=num_heads)
     specs = load_architecture(source.config).block_specs()
     target = _Target(source, quantize == "int8", None if dtype is None else _FLOATS[dtype])
-    blocks = tuple(target.plan(spec) for spec in specs)
-    tokenizer_files = source.tokenizer
-    contents = StoreContents(
-        blocks=blocks,
-        config=source.config,
-        family=source.family,
-        quantize="int8" if any(_has_int8(block) for block in blocks) else "none",
-        tokenizer=(tokenizer_files.kind, tokenizer_files.files) if tokenizer_files else None,
-        generation=source.generation,
-    )
-    total = sum(tensor.nbytes for block in blocks for tensor in block.tensors)
+    contents = target.contents(specs)
+    total = sum(tensor.nbytes for block in contents.blocks for tensor in block.tensors)
     done = 0
     num_tensors = 0
     with (
@@ -127,6 +115,13 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     )
 
 
+def _check_options(quantize: str, dtype: str | None) -> None:
+    if quantize not in ("none", "int8"):
+        raise UsageError(f"quantize is {quantize!r}, expected none or int8")
+    if dtype is not None and dtype not in _FLOATS:
+        raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATS)}")
+
+
 @dataclass(frozen=True)
 class _Target:
     """Which form each tensor of a source takes in the model folder."""
@@ -135,7 +130,20 @@ class _Target:
     to_int8: bool
     dtype: torch.dtype | None
 
-    def plan(self, block: BlockSpec) -> PlannedBlock:
+    def contents(self, specs: Sequence[BlockSpec]) -> StoreContents:
+        """The model folder to be, numbers aside."""
+        source, tokenizer = self.source, self.source.tokenizer
+        blocks = tuple(self._plan(spec) for spec in specs)
+        return StoreContents(
+            blocks=blocks,
+            config=source.config,
+            family=source.family,
+            quantize="int8" if any(_has_int8(block) for block in blocks) else "none",
+            tokenizer=(tokenizer.kind, tokenizer.files) if tokenizer else None,
+            generation=source.generation,
+        )
+
+    def _plan(self, block: BlockSpec) -> PlannedBlock:
         tensors: list[PlannedTensor] = []
         for spec in block.tensors:
             name = block.prefix + spec.name
@@ -145,7 +153,8 @@ class _Target:
                 tensors.append(PlannedTensor(name + SCALE_SUFFIX, scale_dtype, spec.shape[:1]))
         return PlannedBlock(block.name, block.prefix, tuple(tensors))
 
-    def weights(self, specs: tuple[BlockSpec, ...]) -> Iterator[tuple[str, Weight]]:
+    def weights(self, specs: Sequence[BlockSpec]) -> Iterator[tuple[str, Weight]]:
+        """Every tensor in the order of the file, one at a time."""
         for block in specs:
             for spec in block.tensors:
                 name = block.prefix + spec.name

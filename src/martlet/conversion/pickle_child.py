@@ -177,11 +177,9 @@ class _Unpickler(pickle.Unpickler):
         if len(pid) > 5 and pid[5] is not None:
             # Files of torch before 0.4 cut one storage into views: (key, offset, size).
             view = pid[5]
-            if type(view) is not tuple or len(view) != 3 or type(view[1]) is not int:
+            if type(view) is not tuple or [type(part) for part in view[1:]] != [int, int]:
                 raise RefusedError("a view of a storage that is not (key, offset, size)")
-            skip, numel = view[1], view[2]
-            if type(numel) is not int:
-                raise RefusedError("a view of a storage that is not (key, offset, size)")
+            skip, numel = view[1:]
         if numel < 0 or skip < 0:
             raise RefusedError("a storage of negative size")
         self.item_bytes[key] = ITEM_BYTES[kind.dtype]
