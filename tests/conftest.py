@@ -25,6 +25,13 @@ settings.register_profile("martlet", deadline=None)
 settings.register_profile("martlet-ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("martlet-ci" if os.environ.get("CI") else "martlet")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Dictionaries are built once for all tests, not in the user's cache, and in no home at all."""
+    if config.cache is not None:
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("cache-home"))
+
+
 GPT2_CONFIG = {
     "model_type": "gpt2",
     "vocab_size": 30000,

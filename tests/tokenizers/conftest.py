@@ -11,14 +11,6 @@ ZOO = Path(str(resources.files("martlet"))) / "zoo"
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _word_cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory):
-    """The word dictionary is cached inside the test run, not in the home of who runs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def zoo() -> Path:
     return ZOO
