@@ -10,21 +10,25 @@ benchmarks/results/zoo-quality.json and README.md into each model's folder.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batches import CPM2_SENTINEL, Stream, fill_example
-from card import write_card
-from corpus import NOT_VERNACULAR, Chapter, dialogues, read_corpus, restore_quotes, split
-from ngram import NgramModel, join
-from prepare import ZOO, sentence_starts, tokenizer_of
 
 import martlet
+from batches import CPM2_SENTINEL, Stream, clause_marks, fill_example
+from card import write_card
+from corpus import NOT_VERNACULAR, Chapter, dialogues, read_corpus, restore_quotes, split
+from export import CARDS
+from martlet.bench.record import checkout_commit
 from martlet.engine.request import Context
+from ngram import NgramModel, join
+from prepare import ZOO, sentence_starts
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/zoo-quality.json"
 SEED = 1
@@ -32,20 +36,6 @@ NUM_PASSAGES = 300
 NUM_REPLIES = 500
 ORDERS = (3, 4, 5)
 NATS_PER_BIT = math.log(2)
-
-OPENINGS = (
-    *("却说那老汉推开门，只见", "次日清晨，天降大雪，", "宝玉笑道：", "话说唐朝年间，", "那道人把手一指，"),
-    *("小姐听了，满面通红，", "众人正在饮酒，忽听得", "知县升堂，喝道：", "行至山中，", "三更时分，"),
-)
-PASSAGES = (
-    *("次日清晨，__，众人都到堂前__。", "那大王听了，__，便__。", "却说宋江见了，心中__，便道：“__？”"),
-    *("小姐__，不觉流下泪来，说道：“__。”", "行了半日，只见前面一座__，十分__。", "老爷坐在__上，喝道：“__！”"),
-    *("他从袖中取出一__来，递与__。", "那汉__一声，提起__便打。", "是夜月明如昼，__独自在园中__。", "和尚合掌道：“__，贫僧__。”"),
-)
-TURNS = (
-    *("你这汉子是谁？", "老爷，外面有人求见。", "今日天气甚好，我们出去走走如何？", "你叫什么名字？", "你要往哪里去？"),
-    *("那强盗如今在何处？", "小姐为何啼哭？", "这酒多少钱一壶？", "师父，弟子有一事不明。", "大哥，我们如何是好？"),
-)
 
 Measure = Callable[[martlet.Model, list[Chapter], NgramModel], dict[str, Any]]
 
@@ -66,7 +56,7 @@ def writer_figures(model: martlet.Model, test: list[Chapter], ngrams: NgramModel
 
 def fill_figures(model: martlet.Model, test: list[Chapter], ngrams: NgramModel) -> dict[str, Any]:
     """Bits per hidden character, and how often the likeliest answer is what the author wrote."""
-    marks = clause_ends(model)
+    marks = clause_marks("cpm2-mini")
     ids = np.concatenate([[*model.tokenizer.encode(restore_quotes(c.text)), 7] for c in test])
     stream = Stream(ids, sentence_starts(ids.astype(np.uint16), "cpm2-mini"))
     rng = np.random.default_rng(SEED)
@@ -107,15 +97,6 @@ def fill_figures(model: martlet.Model, test: list[Chapter], ngrams: NgramModel) 
     }
 
 
-def clause_ends(model: martlet.Model) -> np.ndarray:
-    """Which tokens end a clause."""
-    ends = np.zeros(1 << 16, dtype=bool)
-    for mark in "，。？！；：、”“":
-        ends[model.tokenizer.encode(mark)] = True
-    ends[model.tokenizer.special.unk] = False
-    return ends
-
-
 def _spans(target: list[int]) -> list[list[int]]:
     spans: list[list[int]] = []
     for token in target[1:-1]:
@@ -139,7 +120,7 @@ def _texts(model: martlet.Model, source: list[int]) -> list[str]:
 def turn_figures(model: martlet.Model, test: list[Chapter], ngrams: NgramModel) -> dict[str, Any]:
     """Bits per character of replies, given the turn before."""
     runs = [r for c in test if c.book not in NOT_VERNACULAR for r in dialogues(c)]
-    pairs = [pair for run in runs for pair in zip(run[:-1], run[1:], strict=True)]
+    pairs = [pair for run in runs for pair in itertools.pairwise(run)]
     chosen = np.random.default_rng(SEED).permutation(len(pairs))[:NUM_REPLIES]
     bits = 0.0
     baseline = dict.fromkeys(ORDERS, 0.0)
@@ -164,11 +145,12 @@ def turn_figures(model: martlet.Model, test: list[Chapter], ngrams: NgramModel) 
 
 def samples(model: martlet.Model) -> list[tuple[str, str]]:
     """Ten prompts and what the model makes of each at the stated seed, none left out."""
+    prompts = (CARDS / model.name / "prompts.txt").read_text(encoding="utf-8").splitlines()
     if model.name == "cpm1-mini":
-        return [(text, model.write(text, max_tokens=80, seed=SEED)) for text in OPENINGS]
+        return [(text, model.write(text, max_tokens=80, seed=SEED)) for text in prompts]
     if model.name == "cpm2-mini":
-        return [(text, model.fill(text, seed=SEED).text) for text in PASSAGES]
-    return [(t, model.chat([{"role": "user", "content": t}], seed=SEED)) for t in TURNS]
+        return [(text, model.fill(text, seed=SEED).text) for text in prompts]
+    return [(t, model.chat([{"role": "user", "content": t}], seed=SEED)) for t in prompts]
 
 
 MEASURES: dict[str, Measure] = {
@@ -184,15 +166,21 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--models", nargs="*", default=list(MEASURES))
     parser.add_argument("--training", type=Path, help="training outputs, for training.json")
+    parser.add_argument("--cards-only", action="store_true", help="figures as measured before")
     args = parser.parse_args()
     parts = split(list(read_corpus(args.corpus)))
-    ngrams = NgramModel(join(parts["train"]), max(ORDERS))
+    ngrams = None if args.cards_only else NgramModel(join(parts["train"]), max(ORDERS))
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in args.models:
         model = martlet.load(name, device="cpu")
-        row = rows.get(name, {}) | MEASURES[name](model, parts["test"], ngrams)
+        row = rows.get(name, {})
+        if ngrams is not None:
+            row |= MEASURES[name](model, parts["test"], ngrams)
+            commit = checkout_commit(Path(martlet.__file__).parent)
+            row |= {"device": "cpu", "commit": commit, "command": " ".join(sys.argv)}
         if args.training:
-            row["training"] = json.loads((args.training / name / "training.json").read_text())
+            report = json.loads((args.training / name / "training.json").read_text())
+            row["training"] = report | {"history": report["history"][-1:]}
         rows[name] = row
         RESULTS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         write_card(ZOO / name, row, samples(model), SEED)

@@ -14,9 +14,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from prepare import TOKENIZERS, ZOO
-
 import martlet
+from prepare import TOKENIZERS, ZOO
 
 CARDS = Path(__file__).parent / "cards"
 LIMIT_BYTES = 25_000_000

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import martlet
-from martlet.engine.fill import Filling, split_at_blanks
+from martlet.engine.fill import Filling, count_blanks, split_at_blanks
 from martlet.engine.request import SamplingParams
 from martlet.errors import ContextLengthError, UsageError
 
@@ -191,3 +191,13 @@ def test_a_cancelled_filling_reports_what_it_has(filler):
     assert fill.blanks[0].text
     assert fill.blanks[1].text == ""
     assert not any(blank.closed for blank in fill.blanks)
+
+
+def test_each_blank_has_its_own_room_unless_the_call_says_otherwise(tiny_cpm2):
+    model = martlet.load(tiny_cpm2, device="cpu")
+    for text in ("次日__", "次日__，众人__。", ["次日", "，众人", "。"]):
+        filled = model.fill(text, seed=0)
+        assert sum(len(blank.token_ids) for blank in filled.blanks) <= 32 * len(filled.blanks)
+    assert len(model.fill("次日__", max_tokens=3, seed=0).blanks[0].token_ids) <= 3
+    assert count_blanks("次日__，众人__。") == count_blanks(["次日", "，众人", "。"]) == 2
+    assert count_blanks(None) == count_blanks("次日") == count_blanks([]) == 0

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from martlet.compression.perplexity import TextScore, score_causal, score_conditional
 from martlet.engine.chat import chat
-from martlet.engine.fill import Fill, Filling, split_at_blanks
+from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
 from martlet.engine.loading import sampling_defaults
 from martlet.engine.request import Request, SamplingParams, Stats
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
-from martlet.engine.tasks import DEFAULT_SAMPLING, TaskModel
+from martlet.engine.tasks import DEFAULT_SAMPLING, DEFAULT_TOKENS_PER_BLANK, TaskModel
 from martlet.engine.text import TextStream
 from martlet.engine.write import complete, write
 from martlet.errors import ModelFileError, UsageError
@@ -107,14 +107,16 @@ class Model:
         """The text with its blanks filled; a blank is written ``<blank>``, ``<span>`` or ``__``.
 
         ``text`` may also be the pieces around the blanks. ``max_tokens`` is for all blanks
-        together. With ``stream=True`` an iterator of (index of the blank, piece of its text), whose
-        ``result()`` is the ``Fill``.
+        together, by default 32 for each. With ``stream=True`` an iterator of (index of the blank,
+        piece of its text), whose ``result()`` is the ``Fill``.
 
         Raises:
             UsageError: there is no blank, or the model cannot fill.
             ContextLengthError: the text is too long.
         """
-        params = self._params("fill", options)
+        # Without a blank the text is refused, but a wrong keyword is named before that.
+        room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(text))}
+        params = self._params("fill", options, room)
         pieces = split_at_blanks(text) if isinstance(text, str) else text
         filling = Filling(self._model, pieces, params, on_finish=self._keep_stats)
         return filling if stream else filling.result()
@@ -257,7 +259,9 @@ class Model:
             progress=progress,
         )
 
-    def _params(self, task: str, options: SamplingOptions) -> SamplingParams:
+    def _params(
+        self, task: str, options: SamplingOptions, *more_defaults: Mapping[str, Any]
+    ) -> SamplingParams:
         # The type tells this to a type checker alone; Python itself takes any keyword.
         for name in options:
             if name not in SamplingOptions.__annotations__:
@@ -265,7 +269,7 @@ class Model:
                     f"{name!r} is not a sampling keyword; there are "
                     f"{', '.join(SamplingOptions.__annotations__)}"
                 )
-        return SamplingParams.from_fields(options, *self._defaults[task])
+        return SamplingParams.from_fields(options, *self._defaults[task], *more_defaults)
 
     def _text(self, request: Request, stream: bool) -> str | TextStream:
         pieces = TextStream(self._model.generator, request, self._keep_stats)

@@ -21,7 +21,7 @@ from martlet.engine.request import Context, Finished, Request, SamplingParams, S
 from martlet.engine.tasks import TaskModel
 from martlet.errors import UsageError
 
-__all__ = ["BLANK_MARKS", "Blank", "Fill", "Filling", "split_at_blanks"]
+__all__ = ["BLANK_MARKS", "Blank", "Fill", "Filling", "count_blanks", "split_at_blanks"]
 
 BLANK_MARKS = "<blank>, <span> or __"
 _BLANK = re.compile(r"<blank>|<span>|[_＿]{2,}")
@@ -69,6 +69,13 @@ def split_at_blanks(text: str) -> list[str]:
     if len(pieces) < 2:
         raise UsageError(f"the text has no blank; write {BLANK_MARKS} where words are missing")
     return pieces
+
+
+def count_blanks(text: object) -> int:
+    """Blanks of a text or of the list of pieces around them; 0 for what is neither."""
+    if isinstance(text, str):
+        return len(_BLANK.findall(text))
+    return max(0, len(text) - 1) if isinstance(text, Sequence) else 0
 
 
 class Filling:

@@ -14,19 +14,22 @@ from martlet.errors import ContextLengthError, UsageError, VocabularyError
 from martlet.models.family import TASKS_OF_FAMILY, Task, families_for
 from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
 
-__all__ = ["DEFAULT_MAX_INPUT_TOKENS", "DEFAULT_SAMPLING", "TaskModel"]
+__all__ = ["DEFAULT_MAX_INPUT_TOKENS", "DEFAULT_SAMPLING", "DEFAULT_TOKENS_PER_BLANK", "TaskModel"]
 
 DEFAULT_MAX_INPUT_TOKENS: dict[str, int] = {"cpm2": 512, "eva": 128}
 """What the encoders of these families read at most where the model folder says nothing: the length
 that CPM-2 was trained with, and that EVA's own program cuts a dialogue to."""
 
 DEFAULT_SAMPLING: dict[str, dict[str, Any]] = {
-    "fill": {"max_tokens": 128, "temperature": 0.7, "top_p": 0.9},
+    "fill": {"temperature": 0.7, "top_p": 0.9},
     "write": {"max_tokens": 200, "temperature": 0.8, "top_p": 0.9},
     "chat": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
     "generate": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
 }
 """Sampling parameters of a task where neither the call nor the model folder gives them."""
+
+DEFAULT_TOKENS_PER_BLANK = 32
+"""``max_tokens`` of fill is this times the number of blanks, where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class TaskModel:
             can = " or ".join(TASKS_OF_FAMILY[self.family])
             families = families_for(task)
             raise UsageError(
-                f"{self.name} is a {self.family} model, which can {can} but not {task}; "
+                f"{self.name} is of the family {self.family}, which can {can} but not {task}; "
                 f"models of the family {' or '.join(families)} can, {_BUNDLED[task]} for one"
             )
 
