@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from martlet.device.threads import cpu_threads
 from martlet.engine.request import SamplingParams
 from martlet.errors import MartletError
 
 __all__ = ["Sample", "Sampler"]
 
-# Tokens that are ranked before the whole vocabulary is: a top-p of 0.9 rarely needs more.
-_USUAL_NUCLEUS = 512
+# Tokens that are ranked before the whole vocabulary is: a top-p of 0.9 rarely needs more than the
+# first number, hardly ever more than the second. They take 0.1 and 0.4 ms of 30 k, ranking all 3.
+_USUAL_NUCLEUS = (128, 2048)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ class Sampler:
         Raises:
             MartletError: a logit is not finite, or every token is suppressed.
         """
-        logits = logits.to(device="cpu", dtype=torch.float32)
+        # One row is too short to share: threads would wait for each other longer than they compute.
+        with cpu_threads(1):
+            return self._sample(logits.to(device="cpu", dtype=torch.float32), suppressed)
+
+    def _sample(self, logits: Tensor, suppressed: Tensor | None) -> Sample:
         normaliser = torch.logsumexp(logits, dim=0)
         # The sum is a cheap first look: it is finite wherever every logit is and none is absurd.
         if not logits.sum().isfinite():
@@ -142,11 +148,12 @@ def _require_finite(logits: Tensor) -> None:
 
 def _ranked_nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """``_nucleus`` of a whole vocabulary, sorted only as far as is usually enough."""
-    num_ranked = min(_USUAL_NUCLEUS, probabilities.numel())
-    ranked, token_ids = probabilities.topk(num_ranked)
-    if ranked.sum() < top_p:
-        # Stable, so that equal probabilities stand in the order of their ids.
-        ranked, token_ids = probabilities.sort(descending=True, stable=True)
+    for num_ranked in _USUAL_NUCLEUS:
+        ranked, token_ids = probabilities.topk(min(num_ranked, probabilities.numel()))
+        if ranked.sum() >= top_p:
+            return _nucleus(token_ids, ranked, top_p)
+    # Stable, so that equal probabilities stand in the order of their ids.
+    ranked, token_ids = probabilities.sort(descending=True, stable=True)
     return _nucleus(token_ids, ranked, top_p)
 
 

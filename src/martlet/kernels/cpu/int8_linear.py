@@ -47,9 +47,14 @@ def int8_linear(x: Tensor, weight: QuantizedTensor) -> Tensor:
         return tiled.linear(x.float(), weight).to(x.dtype)
     # The kernel has a fast body for bfloat16 alone (its float32 body is 10 times slower). It
     # would also round the scale to bfloat16, a lasting error of the whole row; so it gets ones.
-    ones = torch.ones(weight.shape[0], dtype=torch.bfloat16)
+    ones = _ones(weight.shape[0])
     product = torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), weight.data, ones)
     return (product * weight.scale.to(torch.float32)).to(x.dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def _ones(num_rows: int) -> Tensor:
+    return torch.ones(num_rows, dtype=torch.bfloat16)
 
 
 @functools.cache
