@@ -59,8 +59,8 @@ def test_candidates_are_a_distribution(logits, temperature, top_k, top_p, min_p)
 
 
 def test_top_p_of_a_flat_vocabulary_reaches_past_the_first_ranks():
-    token_ids, _ = _candidates(torch.zeros(4096), top_p=0.5)  # powers of two: exact
-    assert token_ids == list(range(2048))
+    token_ids, _ = _candidates(torch.zeros(8192), top_p=0.5)  # powers of two: exact
+    assert token_ids == list(range(4096))
 
 
 @given(logit_rows)
