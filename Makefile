@@ -41,6 +41,7 @@ bench: install
 
 docs: install
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_tables.py
 
 clean:
 	rm -rf $(VENV)

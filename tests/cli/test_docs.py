@@ -10,12 +10,15 @@ from martlet.cli.verbs import verbs
 from martlet.errors import ModelNotFoundError
 
 ROOT = Path(__file__).parents[2]
-GENERATOR = ROOT / "docs/generate_cli.py"
 
 
-def test_the_page_of_the_command_line_is_what_the_help_texts_say():
+@pytest.mark.parametrize("generator", ["generate_cli.py", "generate_tables.py"])
+def test_the_pages_are_what_the_help_texts_and_the_measurements_say(generator):
     done = subprocess.run(
-        [sys.executable, GENERATOR, "--check"], capture_output=True, text=True, timeout=60
+        [sys.executable, ROOT / "docs" / generator, "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 
@@ -37,7 +40,6 @@ def test_the_python_examples_run(page, monkeypatch, tiny_cpm1, tiny_cpm2, tiny_e
         return folders[name]
 
     monkeypatch.setattr("martlet.api.loading.resolve", resolve)
-    monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # it is for the whole process
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
     )

@@ -94,9 +94,7 @@ def test_there_must_be_something_to_go_on_with(cpm1):
 
 def test_an_eva_cannot_write(tiny_eva):
     eva = martlet.load(tiny_eva, device="cpu")
-    with pytest.raises(
-        UsageError, match=r"family eva, which can chat but not write.*cpm1-mini"
-    ):
+    with pytest.raises(UsageError, match=r"family eva, which can chat but not write.*cpm1-mini"):
         eva.write("你好")
 
 

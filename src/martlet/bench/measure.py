@@ -102,6 +102,7 @@ def measure(
         output_tokens=workload.output_tokens,
         repetitions=workload.repetitions,
         num_threads=loaded.plan.num_threads,
+        decode_threads=loaded.plan.decode_threads,
         load_seconds=load_seconds,
         date=datetime.date.today().isoformat(),
     )

@@ -47,6 +47,7 @@ class Record:
     output_tokens: int
     repetitions: int
     num_threads: int
+    decode_threads: int
     load_seconds: float
     date: str
 

@@ -86,7 +86,8 @@ def command(  # noqa: PLR0913 - one parameter a flag
     limit = f"{share:.0%} of {ceiling / 1e9:.1f} GB/s" if share and ceiling else "not measured"
     for name, value in (
         ("model", f"{record.shape}, {record.quantize}"),
-        ("device", f"{record.device}, threads: {record.num_threads}"),
+        ("device", record.device),
+        ("threads", f"{record.num_threads}, {record.decode_threads} for single tokens"),
         ("decode", f"{record.decode_tokens_per_second:,.1f} tokens/s"),
         ("prefill", f"{record.prefill_tokens_per_second:,.0f} tokens/s"),
         ("first token", duration(record.time_to_first_token_seconds)),
