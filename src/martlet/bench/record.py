@@ -69,7 +69,10 @@ def checkout_commit(package: Path) -> str | None:
     if not _git(package, "ls-files", "__init__.py"):
         return None
     commit = _git(package, "rev-parse", "--short=12", "HEAD")
-    return commit and commit + ("-dirty" if _git(package, "status", "--porcelain", "-uno") else "")
+    # Measurements that were just written do not change what is measured.
+    sources = (":/", ":(top,exclude)benchmarks/results")
+    changes = _git(package, "status", "--porcelain", "-uno", "--", *sources)
+    return commit and commit + ("-dirty" if changes else "")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
