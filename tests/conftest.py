@@ -52,11 +52,21 @@ T5_CONFIG = {
     "tie_word_embeddings": False,
     "n_positions": 64,
 }
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 CONFIGS = {
     "cpm1": GPT2_CONFIG,
     "cpm2": {**T5_CONFIG, "vocab_size": 26240},
     "eva": {**T5_CONFIG, "vocab_size": 30000},
     "gpt2": GPT2_CONFIG,
+    "llama": LLAMA_CONFIG,
     "t5": T5_CONFIG,
 }
 VOCABULARIES = {"cpm1": "chinese_vocab.model", "cpm2": "vocab.txt", "eva": "vocab.txt"}

@@ -9,6 +9,7 @@ import torch
 from martlet.checkpoint.store import open_store
 from martlet.conversion.convert import convert
 from martlet.errors import ModelFileError, ModelNotFoundError, UsageError
+from martlet.models.config import load_architecture
 from martlet.quantization.scheme import QuantizedTensor
 
 GPT2_CONFIG = {
@@ -40,6 +41,18 @@ T5_CONFIG = {
     "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False,
     "is_encoder_decoder": True,
+}
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 48,
+    "hidden_size": 8,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "rope_scaling": None,
 }
 LAYOUTS = ["safetensors", "bin", "sharded safetensors", "sharded bin"]
 
@@ -96,6 +109,50 @@ def test_t5_is_kept_bit_for_bit(maker: Any, tmp_path: Path, layout: str) -> None
     source = maker.hugging_face(T5_CONFIG, {**weights, **copies}, layout)
     assert convert(source, tmp_path / "out").family == "t5"
     require_same(tmp_path / "out", weights)
+
+
+def llama_weights(config: dict[str, Any]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    return {
+        block.prefix + spec.name: torch.randn(spec.shape, generator=generator).half()
+        for block in load_architecture(config).block_specs()
+        for spec in block.tensors
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_llama_is_kept_bit_for_bit(maker: Any, tmp_path: Path, layout: str) -> None:
+    weights = llama_weights(LLAMA_CONFIG)
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(1) for i in (0, 1)}
+    source = maker.hugging_face(LLAMA_CONFIG, {**weights, **buffers}, layout)
+    (source / "tokenizer.json").write_text("{}")
+    (source / "tokenizer.model").write_bytes(b"pieces")
+    report = convert(source, tmp_path / "out")
+    assert (report.format_name, report.family) == ("huggingface", "llama")
+    require_same(tmp_path / "out", weights)
+    store = open_store(tmp_path / "out")
+    assert store.tokenizer is not None
+    assert (store.tokenizer.kind, store.tokenizer.files) == ("huggingface", ("tokenizer.json",))
+    assert "architectures" not in store.config
+
+
+def test_a_tied_llama_leaves_a_head_in_the_file_alone(maker: Any, tmp_path: Path) -> None:
+    config = {**LLAMA_CONFIG, "tie_word_embeddings": True}
+    weights = llama_weights(config)
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    convert(maker.hugging_face(config, {**weights, **head}), tmp_path / "out")
+    require_same(tmp_path / "out", weights)
+    assert open_store(tmp_path / "out").tokenizer is None
+
+
+def test_a_llama_that_cannot_be_computed_is_not_converted(maker: Any, tmp_path: Path) -> None:
+    scaled = {**LLAMA_CONFIG, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+    source = maker.hugging_face(scaled, llama_weights(LLAMA_CONFIG))
+    with pytest.raises(ModelFileError, match=r"rope_scaling.*llama3"):
+        convert(source, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"expected tokenizer\.json$"):
+        (source / "tokenizer.model").write_bytes(b"pieces")
+        convert(source, tmp_path / "out", tokenizer=source / "tokenizer.model")
 
 
 def test_embeddings_may_stand_under_the_names_of_the_stacks_only(

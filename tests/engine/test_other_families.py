@@ -1,4 +1,4 @@
-"""GPT-2 and T5 checkpoints with their own tokenizers go the same way as CPM and EVA."""
+"""GPT-2, Llama and T5 checkpoints with their own tokenizers go the same way as CPM and EVA."""
 
 import pytest
 import torch
@@ -6,14 +6,16 @@ from tokenizers.trainers import BpeTrainer
 
 import martlet
 from martlet.engine.request import Context, SamplingParams
+from martlet.engine.score import score_tokens
 from martlet.engine.write import complete, write
+from martlet.errors import ContextLengthError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 TEXT = "天空是蔚蓝色，窗外有 🐦 飞 hello world"
 
 
-@pytest.fixture(scope="module")
-def gpt2(make_model, tmp_path_factory):
+def _byte_level(folder, *special):
+    """A byte-level tokenizer.json with these control tokens as its last: (file, entries)."""
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -23,13 +25,29 @@ def gpt2(make_model, tmp_path_factory):
         show_progress=False,
     )
     library.train_from_iterator([TEXT] * 5, trainer)
-    library.add_special_tokens(["<|endoftext|>"])
-    path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
+    library.add_special_tokens(list(special))
+    path = folder / "tokenizer.json"
     library.save(str(path))
-    size = library.get_vocab_size()
+    return path, library.get_vocab_size()
+
+
+@pytest.fixture(scope="module")
+def gpt2(make_model, tmp_path_factory):
+    path, size = _byte_level(tmp_path_factory.mktemp("gpt2"), "<|endoftext|>")
     folder = make_model(
         "gpt2",
         config={"vocab_size": size, "eos_token_id": size - 1},
+        tokenizer=("huggingface", {path.name: path}),
+    )
+    return martlet.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(make_model, tmp_path_factory):
+    path, size = _byte_level(tmp_path_factory.mktemp("llama"), "<s>", "</s>")
+    folder = make_model(
+        "llama",
+        config={"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1},
         tokenizer=("huggingface", {path.name: path}),
     )
     return martlet.load(folder, device="cpu")
@@ -66,6 +84,67 @@ def test_gpt2_ends_at_its_end_of_text(gpt2):
     request = write(gpt2._model, TEXT, SamplingParams())
     assert request.eos_ids == {gpt2.tokenizer.special.eos}
     assert not request.constraint.suppressed()[gpt2.tokenizer.special.eos]
+
+
+def test_llama_writes_on_past_its_context_and_every_window_begins_with_bos(llama):
+    bos, ids = llama.tokenizer.special.bos, llama.tokenizer.encode(TEXT)
+    assert bos == llama.tokenizer.vocab_size - 2
+    request = write(llama._model, TEXT, SamplingParams())
+    assert request.context == Context((bos, *ids))
+    assert request.eos_ids == {bos + 1}
+    assert request.constraint.suppressed()[bos]
+    assert request.window.restart(range(100)) == Context((bos, *range(100)[-32:]))
+    assert "".join(llama.write(TEXT, max_tokens=150, seed=3, stream=True)) == llama.write(
+        TEXT, max_tokens=150, seed=3
+    )
+
+
+def test_a_prompt_that_fills_the_context_of_a_llama_counts_its_bos(llama):
+    word = "世"  # not in the text that the vocabulary was made from: one token a byte
+    assert len(llama.tokenizer.encode(word * 21)) == 63
+    assert len(write(llama._model, word * 21, SamplingParams()).context.decoder_ids) == 33
+    assert len(complete(llama._model, word * 21, SamplingParams()).context.decoder_ids) == 64
+    with pytest.raises(ContextLengthError, match="67 tokens"):
+        llama.generate(word * 22)
+
+
+def test_llama_scores_a_text_after_bos(llama):
+    bos = llama.tokenizer.special.bos
+    context, ids = llama.tokenizer.encode("天空"), llama.tokenizer.encode("hello")
+    for before, shown in (([bos, *context], "天空"), ([bos], "")):
+        logprobs = torch.log_softmax(llama.logits([*before, *ids]), dim=1)[len(before) - 1 :]
+        expected = sum(float(logprobs[row, i]) for row, i in enumerate(ids))
+        # float32 sums of a few terms near -6
+        assert llama.score(shown, "hello").logprob == pytest.approx(expected, rel=1e-5)
+    whole = score_tokens(llama._model, ids[:1], ids[1:])
+    text = llama.score_text("hello")
+    assert text.negative_log_likelihood == pytest.approx(-sum(whole), rel=1e-5)
+    assert llama.score_text(TEXT * 8).num_tokens == len(llama.tokenizer.encode(TEXT * 8)) - 1
+    assert len(score_tokens(llama._model, [], [1] * 200)) == 200
+
+
+def test_a_llama_whose_vocabulary_has_no_bos_reads_the_text_alone(make_model, tmp_path):
+    path, size = _byte_level(tmp_path, "</s>")
+    folder = make_model(
+        "llama",
+        config={"vocab_size": size, "bos_token_id": 1, "eos_token_id": size - 1},
+        tokenizer=("huggingface", {path.name: path}),
+    )
+    model = martlet.load(folder, device="cpu")
+    assert write(model._model, TEXT, SamplingParams()).context == Context(
+        tuple(model.tokenizer.encode(TEXT))
+    )
+
+
+def test_a_llama_of_many_positions_needs_memory_only_for_those_in_use(make_model, tmp_path):
+    path, size = _byte_level(tmp_path, "<s>", "</s>")
+    folder = make_model(
+        "llama",
+        config={"vocab_size": size, "max_position_embeddings": 1 << 20},
+        tokenizer=("huggingface", {path.name: path}),
+    )
+    model = martlet.load(folder, device="cpu", ram="256MiB")
+    assert model.generate(TEXT, max_tokens=3, seed=1) is not None
 
 
 def test_t5_fills_with_its_sentinels(t5):

@@ -170,7 +170,12 @@ def test_rms_norm_of_large_half_values_does_not_overflow() -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
     ("name", "definition"),
-    [("gelu_new", reference.gelu_tanh), ("gelu", reference.gelu), ("relu", torch.relu)],
+    [
+        ("gelu_new", reference.gelu_tanh),
+        ("gelu", reference.gelu),
+        ("relu", torch.relu),
+        ("silu", reference.silu),
+    ],
 )
 def test_activations(name: str, definition: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     x = torch.linspace(-8, 8, 999).to(dtype)
@@ -195,6 +200,29 @@ def test_attention(
     bias = None if bias_shape is None else _randn(*bias_shape, num_queries, num_keys, dtype=dtype)
     definition = reference.attention(q, k, v, bias, scale=scale)
     _assert_near(ops.attention(q, k, v, bias, scale=scale), definition, 2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("mask", ["none", "bias", "causal"])
+def test_attention_with_fewer_key_and_value_heads(
+    dtype: torch.dtype, num_kv_heads: int, mask: str
+) -> None:
+    q = _randn(2, 6, 7, 10, dtype=dtype)
+    k, v = (_randn(2, num_kv_heads, 8 + i, 10, dtype=dtype)[:, :, -7:] for i in range(2))
+    bias = _randn(2, 1, 7, 7, dtype=dtype) if mask == "bias" else None
+    is_causal = mask == "causal"
+    definition = reference.attention(q, k, v, bias, scale=0.3, is_causal=is_causal)
+    ours = ops.attention(q, k, v, bias, scale=0.3, is_causal=is_causal)
+    _assert_near(ours, definition, 2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotary(dtype: torch.dtype, rows: int) -> None:
+    x, angle = _randn(2, 3, 5, 12, dtype=dtype), 9 * _randn(rows, 1, 5, 6)
+    definition = reference.rotary(x, angle.cos(), angle.sin())
+    _assert_near(ops.rotary(x, angle.cos(), angle.sin()), definition, ROUNDING[dtype])
 
 
 def test_causal_attention() -> None:

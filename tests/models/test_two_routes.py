@@ -17,6 +17,16 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 5,
 }
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 53,
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 48,
+}
 T5 = {
     "model_type": "t5",
     "vocab_size": 53,
@@ -33,6 +43,7 @@ T5 = {
 }
 CONFIGS = [
     pytest.param(GPT2, id="gpt2"),
+    pytest.param(LLAMA, id="llama"),
     pytest.param(T5, id="t5"),
     pytest.param({**T5, "attn_scale": True}, id="eva2"),
 ]
@@ -62,8 +73,11 @@ def test_step_by_step_equals_the_whole_at_once(
     assert cache.lengths == (37, 37)
 
 
-def test_a_pass_without_a_cache_equals_one_with(random_model: Any) -> None:
-    model = random_model(load_architecture(GPT2))
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_a_pass_without_a_cache_equals_one_with(
+    config: Mapping[str, Any], random_model: Any
+) -> None:
+    model = random_model(load_architecture(config))
     token_ids = _tokens(2, 48)
     with_cache = model.run("decoder", token_ids, model.new_cache(2, 48))
     torch.testing.assert_close(model.run("decoder", token_ids), with_cache, **CLOSE)
@@ -119,8 +133,11 @@ def test_padding_does_not_change_what_the_encoder_gives(random_model: Any) -> No
     torch.testing.assert_close(padded[1, :17], alone[0], **CLOSE)
 
 
-def test_padding_may_stand_behind_the_last_position(random_model: Any) -> None:
-    model = random_model(load_architecture(GPT2))
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_padding_may_stand_behind_the_last_position(
+    config: Mapping[str, Any], random_model: Any
+) -> None:
+    model = random_model(load_architecture(config))
     cache = model.new_cache(2, 48)
     prompt = _tokens(2, 44)
     model.run("decoder", prompt, cache)
@@ -204,6 +221,7 @@ def test_int8_steps_agree_with_an_int8_prefill(
 ) -> None:
     # Widths that divide by 16, so that single rows take the integer kernel.
     widths = {"n_embd": 80, "n_inner": 96, "d_model": 48, "d_kv": 16, "d_ff": 80}
+    widths |= {"hidden_size": 64, "intermediate_size": 96}
     model = random_model(load_architecture({**config, **widths}), quantize=True)
     token_ids = _tokens(1, 24)
     whole_cache, cache = model.new_cache(1, 24), model.new_cache(1, 24)

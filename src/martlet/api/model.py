@@ -72,7 +72,7 @@ class Model:
 
     @property
     def family(self) -> str:
-        """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2" or "t5"."""
+        """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5"."""
         return self._model.family
 
     @property
@@ -193,8 +193,8 @@ class Model:
     ) -> str | TextStream:
         """What the model makes of a prompt, whatever its family.
 
-        CPM-1, GPT-2 and CPM-2 go on with it, until the context is full at most; T5 does what it
-        says; EVA answers it as a turn. With ``stream=True`` an iterator of pieces.
+        CPM-1, GPT-2, Llama and CPM-2 go on with it, until the context is full at most; T5 does
+        what it says; EVA answers it as a turn. With ``stream=True`` an iterator of pieces.
 
         Raises:
             UsageError: the prompt is empty.
@@ -241,11 +241,12 @@ class Model:
         """
         window_tokens = self._model.generator.architecture.max_positions
         if window_tokens is not None:
+            start_ids = self._model.start_ids
             return score_causal(
-                lambda ids: token_logits(self._model, ids),
+                lambda ids: token_logits(self._model, (*start_ids, *ids))[len(start_ids) :],
                 self.tokenizer,
                 text,
-                window_tokens=window_tokens,
+                window_tokens=window_tokens - len(start_ids),
                 progress=progress,
             )
         # Two places of the encoder are for the marks of the family's format.

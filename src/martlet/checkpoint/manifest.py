@@ -24,7 +24,7 @@ __all__ = [
 
 MANIFEST_NAME = "martlet.json"
 FORMAT_VERSION = 1
-FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "t5")
+FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "llama", "t5")
 _QUANTIZE = ("none", "int8")
 _MAX_BLOCKS = 10_000
 _MAX_OFFSET = 1 << 50

@@ -73,7 +73,7 @@ class Store:
 
     @property
     def family(self) -> str:
-        """Which prompt formats fit: "cpm1", "cpm2", "eva", "gpt2" or "t5"."""
+        """Which prompt formats fit: "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5"."""
         return self.manifest.family
 
     @property

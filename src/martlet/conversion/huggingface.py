@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of Hugging Face transformers: GPT-2, T5 v1.1 and its kin, EVA."""
+"""Checkpoints in the layouts of Hugging Face transformers: GPT-2, Llama, T5 v1.1 and kin, EVA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["HuggingFaceSource", "find_weights"]
 
 # GPT-2 keeps these as Conv1D, (in_features, out_features); ours are all (out, in).
 _CONV1D = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
-_MODEL_TYPES = {"gpt2": "gpt2", "t5": "t5", "mt5": "t5", "eva": "t5"}
+_MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "t5": "t5", "mt5": "t5", "eva": "t5"}
 # What says how the file was made or trained, not what it computes.
 _NOT_OURS = frozenset(
     {
@@ -116,6 +116,8 @@ class HuggingFaceSource:
             if name == "lm_head.weight":
                 names += ["transformer.wte.weight", "wte.weight"]
             return self._table.find(*names)
+        if self.config["model_type"] == "llama":
+            return self._table.find(name, name.removeprefix("model."))
         if name == "shared.weight":
             return self._table.find(
                 name, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
@@ -147,8 +149,8 @@ def _vocab_size(folder: Path, raw: dict[str, Any]) -> int:
 
 def _family(folder: Path, raw: dict[str, Any]) -> str:
     vocab_size = _vocab_size(folder, raw)
-    if raw["model_type"] == "eva":
-        return "eva"
+    if raw["model_type"] in ("eva", "llama"):
+        return str(raw["model_type"])
     if raw["model_type"] == "gpt2":
         if vocab_size == _CPM1_VOCAB_SIZE and (folder / "spiece.model").is_file():
             return "cpm1"

@@ -27,7 +27,7 @@ class TokenizerFiles:
 class Source(Protocol):
     """A foreign checkpoint: its configuration in our words, and its tensors under our names.
 
-    ``family`` is "cpm1", "cpm2", "eva", "gpt2" or "t5" and decides prompt formats.
+    ``family`` is "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5" and decides prompt formats.
     ``config`` is our config.json: Hugging Face's field names for that architecture.
     ``generation`` holds sampling defaults (generation_config.json), ``tokenizer`` is None where
     the source has no vocabulary beside it.

@@ -53,6 +53,8 @@ def _expected_names(family: str) -> tuple[str, ...]:
         return _PIECE_MODELS
     if family in ("cpm2", "eva"):
         return ("vocab.txt",)
+    if family == "llama":
+        return ("tokenizer.json",)
     return ("tokenizer.json", "spiece.model")
 
 

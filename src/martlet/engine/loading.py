@@ -26,6 +26,9 @@ __all__ = ["LoadOptions", "ModelFolder", "PlannedLoad"]
 
 # A cache and workspace are planned for this many tokens where the model itself sets no limit.
 _USUAL_TOKENS = 512
+# Models with rotary positions take far more tokens than most texts have; the memory for more than
+# this many is asked for when a text is that long.
+_MOST_PLANNED_TOKENS = 2048
 _WORKSPACE_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
 
 
@@ -194,10 +197,10 @@ class ModelFolder:
         )
 
     def _demand(self, dtype: torch.dtype) -> Demand:
-        """Cache for one sequence of full length, and an upper estimate of the activations."""
+        """Cache for one sequence of planned length, and an upper estimate of the activations."""
         has_encoder = self.architecture.has_encoder
         input_tokens = (self.max_input_tokens or _USUAL_TOKENS) if has_encoder else 0
-        decoder_tokens = self.architecture.max_positions or _USUAL_TOKENS
+        decoder_tokens = min(self.architecture.max_positions or _USUAL_TOKENS, _MOST_PLANNED_TOKENS)
         longest = max(input_tokens, decoder_tokens)
         widest = max(
             t.shape[0] for s in self.specs().values() for t in s.tensors if t.kind == "linear"

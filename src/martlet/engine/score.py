@@ -37,9 +37,9 @@ class Score:
 def score_continuation(model: TaskModel, context: str, continuation: str) -> Score:
     """The log-probability of a continuation, token by token; the end of the text is not scored.
 
-    A decoder-only model reads the context as it is; an empty one stands for the beginning of a
-    document. CPM-2 reads it as in ``write``, EVA as the turn that the continuation answers, T5 as
-    the task. Context and continuation are split into tokens separately.
+    A decoder-only model reads the context as it is (Llama after its bos); an empty one stands for
+    the beginning of a document. CPM-2 reads it as in ``write``, EVA as the turn that the
+    continuation answers, T5 as the task. Context and continuation are split into tokens separately.
 
     Raises:
         UsageError: the continuation is empty.
@@ -62,7 +62,7 @@ def score_tokens(
     stands before it as there is room for, at least half a context. See ``score_continuation``.
     """
     everything = [*context_ids, *token_ids]
-    if not context_ids and not model.generator.architecture.has_encoder:
+    if not context_ids and not model.start_ids and not model.generator.architecture.has_encoder:
         everything.insert(0, model.token("eos"))
     done = len(everything) - len(token_ids)
     logprobs: list[float] = []
@@ -74,7 +74,7 @@ def score_tokens(
 
 
 def token_logits(model: TaskModel, token_ids: Sequence[int]) -> Tensor:
-    """The logits after each token of a text; a decoder-only model's raw output.
+    """The logits after each token; a decoder-only model's raw output for these ids and no others.
 
     Shapes:
         return: (num_tokens, vocab_size) float32
@@ -106,9 +106,10 @@ def _next_part(model: TaskModel, everything: Sequence[int], done: int) -> tuple[
     left = len(everything) - done
     limit_tokens = model.generator.architecture.max_positions
     if limit_tokens is not None:
+        limit_tokens -= len(model.start_ids)
         num_scored = min(left, max(1, limit_tokens // 2))
         first = max(0, done - (limit_tokens - num_scored))
-        return Context(tuple(everything[first:done])), num_scored
+        return Context((*model.start_ids, *everything[first:done])), num_scored
     before = everything[:done]
     if model.family == "cpm2":
         assert model.max_input_tokens is not None, "CPM-2 models have a limit"

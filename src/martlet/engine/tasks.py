@@ -56,6 +56,16 @@ class TaskModel:
         """The ids that steer the model."""
         return self.tokenizer.special
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What a decoder-only model reads before any text, wherever that text was cut off.
+
+        Llama models were trained on documents that begin with bos, where their vocabulary has
+        one; CPM-1 and GPT-2 read the text alone.
+        """
+        bos = self.special.bos
+        return () if self.family != "llama" or bos is None else (bos,)
+
     def require(self, task: Task) -> None:
         """Check that the model was trained for a task.
 

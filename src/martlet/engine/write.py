@@ -1,7 +1,8 @@
 """Going on with a text: plain continuation, and writing past the end of the context.
 
-A decoder-only model (CPM-1, GPT-2) reads the text itself. CPM-2 reads it in the encoder, followed
-by its last sentinel, and the decoder writes what stands behind that sentinel.
+A decoder-only model (CPM-1, GPT-2, Llama) reads the text itself, Llama after its bos. CPM-2
+reads it in the encoder, followed by its last sentinel, and the decoder writes what stands behind
+that sentinel.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def write(model: TaskModel, opening: str, params: SamplingParams) -> Request:
             text_ids = text_ids[-(limit_tokens // 2) :]
         return continuation_context(model, text_ids)
 
-    too_long = is_decoder_only and len(opening_ids) >= limit_tokens
+    context = continuation_context(model, opening_ids)
+    too_long = is_decoder_only and len(context.decoder_ids) >= limit_tokens
     return _request(
         model,
-        restart(()) if too_long else continuation_context(model, opening_ids),
+        restart(()) if too_long else context,
         params,
         opening_ids,
         Window(limit_tokens, restart),
@@ -58,9 +60,10 @@ def complete(model: TaskModel, prompt: str, params: SamplingParams) -> Request:
     """
     prompt_ids = _opening_ids(model, prompt)
     limit_tokens = model.generator.architecture.max_positions
-    if limit_tokens is not None and len(prompt_ids) > limit_tokens:
+    num_tokens = len(model.start_ids) + len(prompt_ids)
+    if limit_tokens is not None and num_tokens > limit_tokens:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_ids):,} tokens and {model.name} reads at most "
+            f"the prompt has {num_tokens:,} tokens and {model.name} reads at most "
             f"{limit_tokens:,}; use a shorter one, or `write`, which reads the end of a longer one"
         )
     if model.generator.architecture.has_encoder:
@@ -78,8 +81,9 @@ def continuation_context(model: TaskModel, text_ids: Sequence[int]) -> Context:
         return Context((model.token("bos"), mark), (*text_ids, mark))
     if model.family == "t5":
         return Context((model.token("pad"),), (*text_ids, model.token("eos")))
-    assert model.family in ("cpm1", "gpt2"), f"{model.family} models do not continue a text"
-    return Context(tuple(text_ids))
+    can_go_on = model.family in ("cpm1", "gpt2", "llama")
+    assert can_go_on, f"{model.family} models do not continue a text"
+    return Context((*model.start_ids, *text_ids))
 
 
 def _request(

@@ -29,6 +29,8 @@ __all__ = [
     "linear",
     "relu",
     "rms_norm",
+    "rotary",
+    "silu",
 ]
 
 
@@ -112,12 +114,18 @@ def relu(x: Tensor) -> Tensor:
     return F.relu(x)
 
 
+def silu(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, also called swish."""
+    return F.silu(x)
+
+
 # By the names that config.json files use.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": relu,
+    "silu": silu,
 }
 
 
@@ -129,6 +137,22 @@ def gated_activation(gate: Tensor, x: Tensor, activation: str) -> Tensor:
     """
     assert gate.shape == x.shape
     return ACTIVATIONS[activation](gate) * x
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Every pair (component p, component p + head_dim / 2) turned by the angle of its token.
+
+    Computed in float32 and rounded once.
+
+    Shapes:
+        x: (..., num_tokens, head_dim)
+        cos, sin: broadcastable to (..., num_tokens, head_dim / 2), float32
+    """
+    assert 2 * cos.shape[-1] == 2 * sin.shape[-1] == x.shape[-1]
+    assert cos.dtype == sin.dtype == torch.float32
+    low, high = x.chunk(2, dim=-1)
+    turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+    return turned.to(x.dtype)
 
 
 def attention(
@@ -144,13 +168,18 @@ def attention(
 
     Shapes:
         q: (batch, num_heads, num_queries, head_dim)
-        k, v: (batch, num_heads, num_keys, head_dim)
+        k, v: (batch, num_kv_heads, num_keys, head_dim); each serves num_heads / num_kv_heads
+            neighbouring heads of q
         bias: broadcastable to (batch, num_heads, num_queries, num_keys); added after the scale
         return: (batch, num_heads, num_queries, head_dim)
 
     ``is_causal`` hides the keys after each query; it needs as many keys as queries and no bias.
     """
     assert k.shape == v.shape
-    assert (q.shape[0], q.shape[1], q.shape[3]) == (k.shape[0], k.shape[1], k.shape[3])
+    assert (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    assert q.shape[1] % k.shape[1] == 0
     assert not is_causal or (bias is None and q.shape[2] == k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=is_causal)
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, scale=scale, is_causal=is_causal, enable_gqa=is_grouped
+    )

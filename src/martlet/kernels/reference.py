@@ -22,6 +22,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "rms_norm",
+    "rotary",
+    "silu",
 ]
 
 
@@ -72,6 +74,19 @@ def gelu(x: Tensor) -> Tensor:
     return (0.5 * wide * (1.0 + torch.erf(wide / math.sqrt(2.0)))).to(x.dtype)
 
 
+def silu(x: Tensor) -> Tensor:
+    """``x`` times its logistic function."""
+    wide = x.float()
+    return (wide / (1.0 + (-wide).exp())).to(x.dtype)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Components p and p + head_dim / 2 as a complex number, times ``cos + i sin``."""
+    half = x.shape[-1] // 2
+    turned = torch.complex(x[..., :half].float(), x[..., half:].float()) * torch.complex(cos, sin)
+    return torch.cat((turned.real, turned.imag), dim=-1).to(x.dtype)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -81,7 +96,12 @@ def attention(
     scale: float,
     is_causal: bool = False,
 ) -> Tensor:
-    """``softmax(q @ k.T * scale + bias) @ v``; causal hides the keys after each query."""
+    """``softmax(q @ k.T * scale + bias) @ v``; causal hides the keys after each query.
+
+    Each head of ``k`` and ``v`` serves as many neighbouring heads of ``q`` as there are to each.
+    """
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     scores = (q.float() @ k.float().transpose(-1, -2)) * scale
     if bias is not None:
         scores = scores + bias.float()

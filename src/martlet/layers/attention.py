@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["causal_bias", "hidden_value", "merge_heads", "padding_bias", "split_heads"]
+__all__ = [
+    "causal_bias",
+    "decoder_mask",
+    "hidden_value",
+    "merge_heads",
+    "padding_bias",
+    "split_heads",
+]
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -56,6 +63,21 @@ def causal_bias(starts: Sequence[int], num_queries: int, num_keys: int, like: Te
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
         hidden, hidden_value(like.dtype)
     )
+
+
+def decoder_mask(
+    starts: Sequence[int], num_queries: int, num_keys: int, like: Tensor
+) -> tuple[Tensor | None, bool]:
+    """What ``ops.attention`` takes as bias and ``is_causal`` for a decoder without encoder.
+
+    The bias is that of ``causal_bias``; None where the flag, or nothing at all, does the same.
+    """
+    if len(set(starts)) == 1:
+        if num_queries == 1:
+            return None, False  # every row sees all its keys
+        if starts[0] == 0 and num_keys == num_queries:
+            return None, True
+    return causal_bias(starts, num_queries, num_keys, like), False
 
 
 def padding_bias(lengths: Sequence[int], num_keys: int, like: Tensor) -> Tensor | None:

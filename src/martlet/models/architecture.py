@@ -54,8 +54,9 @@ class BlockSpec:
 class Architecture(Protocol):
     """One model architecture with its configuration; holds no weights.
 
-    ``max_positions`` is the hard limit of positions (learned position table), or None where
-    positions are relative. ``has_encoder`` tells an encoder-decoder model.
+    ``max_positions`` is the hard limit of positions (a learned table, or how far the model was
+    trained), or None where positions are relative to a clipped distance. ``has_encoder`` tells an
+    encoder-decoder model.
     """
 
     model_type: str

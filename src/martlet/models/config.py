@@ -17,6 +17,12 @@ def _gpt2(config: Mapping[str, Any]) -> Architecture:
     return GPT2(GPT2Config.from_fields(config))
 
 
+def _llama(config: Mapping[str, Any]) -> Architecture:
+    from martlet.models.llama import Llama, LlamaConfig
+
+    return Llama(LlamaConfig.from_fields(config))
+
+
 def _t5(config: Mapping[str, Any]) -> Architecture:
     from martlet.models.t5 import T5, T5Config
 
@@ -26,6 +32,7 @@ def _t5(config: Mapping[str, Any]) -> Architecture:
 # One line an architecture, by the model_type of Hugging Face.
 _ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt2": _gpt2,
+    "llama": _llama,
     "mt5": _t5,
     "t5": _t5,
 }

@@ -13,6 +13,7 @@ TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
     "cpm2": ("fill", "write"),
     "eva": ("chat",),
     "gpt2": ("write",),
+    "llama": ("write",),
     "t5": ("fill",),
 }
 """The first task of a family is what it is best at."""

@@ -35,7 +35,7 @@ class Fields:
         if value is None:
             raise ModelFileError(f"config.json lacks the field {name!r}; it is not complete")
         if type(value) is not int or not 0 < value <= limit:
-            raise self._bad(name, value, f"an integer from 1 to {limit:,}")
+            raise self.bad(name, value, f"an integer from 1 to {limit:,}")
         return value
 
     def positive(self, name: str, default: float) -> float:
@@ -46,9 +46,9 @@ class Fields:
         """
         value = self.config[name] if self.has(name) else default
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._bad(name, value, "a number")
+            raise self.bad(name, value, "a number")
         if not math.isfinite(value) or value <= 0:
-            raise self._bad(name, value, "a finite number above 0")
+            raise self.bad(name, value, "a finite number above 0")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -59,7 +59,7 @@ class Fields:
         """
         value = self.config[name] if self.has(name) else default
         if not isinstance(value, bool):
-            raise self._bad(name, value, "true or false")
+            raise self.bad(name, value, "true or false")
         return value
 
     def choice(self, name: str, default: str, choices: Collection[str]) -> str:
@@ -70,7 +70,7 @@ class Fields:
         """
         value = self.config[name] if self.has(name) else default
         if not isinstance(value, str) or value not in choices:
-            raise self._bad(name, value, "one of " + ", ".join(sorted(choices)))
+            raise self.bad(name, value, "one of " + ", ".join(sorted(choices)))
         return value
 
     def require(self, name: str, only: object) -> None:
@@ -80,9 +80,10 @@ class Fields:
             ModelFileError: the field is there and not ``only``.
         """
         if self.has(name) and self.config[name] != only:
-            raise self._bad(name, self.config[name], f"{only!r} alone")
+            raise self.bad(name, self.config[name], f"{only!r} alone")
 
-    def _bad(self, name: str, value: object, supported: str) -> ModelFileError:
+    def bad(self, name: str, value: object, supported: str) -> ModelFileError:
+        """The error that a field has a value other than what is supported; to be raised."""
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return ModelFileError(f"config.json has {name} = {shown}; supported is {supported}")

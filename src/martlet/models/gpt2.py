@@ -11,7 +11,7 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import causal_bias, merge_heads, split_heads
+from martlet.layers.attention import decoder_mask, merge_heads, split_heads
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
@@ -173,7 +173,8 @@ class GPT2:
         hidden = ops.embedding(fixed[_WTE], token_ids, dtype)
         # Only padding can stand behind the last position.
         hidden = hidden + ops.embedding(fixed[_WPE], positions.clamp_(max=limit - 1), dtype)
-        return hidden, _step(hidden, starts, counts, cache)
+        num_keys = num_tokens if cache is None else cache.longest_after(counts)
+        return hidden, _Step(counts, *decoder_mask(starts, num_tokens, num_keys, hidden))
 
     def block(
         self,
@@ -216,17 +217,6 @@ class GPT2:
         hidden = layer_norm(fixed, _LN_F, hidden, self.config.layer_norm_epsilon)
         name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
         return ops.linear(hidden, fixed[name]).float()
-
-
-def _step(hidden: Tensor, starts: list[int], counts: list[int], cache: KVCache | None) -> _Step:
-    num_tokens = hidden.shape[1]
-    num_keys = num_tokens if cache is None else cache.longest_after(counts)
-    if len(set(starts)) == 1:
-        if num_tokens == 1:
-            return _Step(counts, None, is_causal=False)  # every row sees all its keys
-        if starts[0] == 0 and num_keys == num_tokens:
-            return _Step(counts, None, is_causal=True)
-    return _Step(counts, causal_bias(starts, num_tokens, num_keys, hidden), is_causal=False)
 
 
 def _norm_specs(name: str, width: int) -> tuple[TensorSpec, ...]:

@@ -1,0 +1,269 @@
+"""Llama in its plain form: RMS norm, rotary positions, grouped-query attention, gated SiLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from martlet.errors import ModelFileError
+from martlet.kernels import ops
+from martlet.layers.attention import decoder_mask, merge_heads, split_heads
+from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.linear import linear, vector
+from martlet.layers.norm import rms_norm
+from martlet.layers.rotary import Rotation, rotation
+from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.fields import Fields
+
+__all__ = ["Llama", "LlamaConfig"]
+
+_EMBED = "model.embed_tokens.weight"
+_NORM = "model.norm"
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The fields of a Llama config.json that change results."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelFileError(
+                f"config.json has num_attention_heads = {self.num_attention_heads}, which does "
+                f"not divide by num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ModelFileError(
+                f"config.json gives a head_dim of {self.head_dim}; "
+                "rotary positions need an even number"
+            )
+
+    @classmethod
+    def from_fields(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """Read and check a config.json.
+
+        Raises:
+            ModelFileError: see ``load_architecture``.
+        """
+        fields = Fields(config)
+        fields.require("attention_bias", False)
+        fields.require("mlp_bias", False)
+        fields.require("pretraining_tp", 1)
+        fields.require("is_encoder_decoder", False)
+        fields.require("quantization_config", None)
+        fields.choice("hidden_act", "silu", ("silu",))
+        hidden_size = fields.size("hidden_size")
+        num_heads = fields.size("num_attention_heads")
+        if not fields.has("head_dim") and hidden_size % num_heads:
+            raise ModelFileError(
+                f"config.json has hidden_size = {hidden_size}, which does not divide by "
+                f"num_attention_heads = {num_heads}, and no head_dim"
+            )
+        return cls(
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=fields.size("intermediate_size"),
+            num_hidden_layers=fields.size("num_hidden_layers", limit=1024),
+            num_attention_heads=num_heads,
+            num_key_value_heads=fields.size("num_key_value_heads", num_heads),
+            head_dim=fields.size("head_dim", max(1, hidden_size // num_heads)),
+            max_position_embeddings=fields.size("max_position_embeddings", 2048),
+            rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
+            rope_theta=_rope_theta(fields),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
+
+    counts: list[int]
+    rotation: Rotation
+    bias: Tensor | None  # (batch or 1, 1, num_tokens, num_keys)
+    is_causal: bool
+
+
+class Llama:
+    """The Llama architecture with one configuration."""
+
+    model_type = "llama"
+    has_encoder = False
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.max_positions: int | None = config.max_position_embeddings
+
+    def block_specs(self) -> tuple[BlockSpec, ...]:
+        """The fixed block and one block a layer, in file order."""
+        config = self.config
+        table = (config.vocab_size, config.hidden_size)
+        fixed = [
+            TensorSpec(_EMBED, table, "embedding"),
+            TensorSpec(f"{_NORM}.weight", (config.hidden_size,), "other"),
+        ]
+        if not config.tie_word_embeddings:
+            fixed.append(TensorSpec(_HEAD, table, "linear"))
+        layer = self._layer_specs()
+        return (
+            BlockSpec(FIXED, "", tuple(fixed)),
+            *(
+                BlockSpec(f"decoder.{index}", f"model.layers.{index}.", layer)
+                for index in range(config.num_hidden_layers)
+            ),
+        )
+
+    def _layer_specs(self) -> tuple[TensorSpec, ...]:
+        config = self.config
+        hidden_size, inner = config.hidden_size, config.intermediate_size
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        specs: list[tuple[str, tuple[int, ...], TensorKind]] = [
+            ("input_layernorm.weight", (hidden_size,), "other"),
+            ("self_attn.q_proj.weight", (queries, hidden_size), "linear"),
+            ("self_attn.k_proj.weight", (keys, hidden_size), "linear"),
+            ("self_attn.v_proj.weight", (keys, hidden_size), "linear"),
+            ("self_attn.o_proj.weight", (hidden_size, queries), "linear"),
+            ("post_attention_layernorm.weight", (hidden_size,), "other"),
+            ("mlp.gate_proj.weight", (inner, hidden_size), "linear"),
+            ("mlp.up_proj.weight", (inner, hidden_size), "linear"),
+            ("mlp.down_proj.weight", (hidden_size, inner), "linear"),
+        ]
+        return tuple(TensorSpec(*spec) for spec in specs)
+
+    def num_blocks(self, stack: Stack) -> int:
+        """Layers of the decoder; there is no encoder."""
+        return self.config.num_hidden_layers if stack == "decoder" else 0
+
+    def _kv_shape(self, num_slots: int, max_tokens: int) -> KVShape:
+        config = self.config
+        return KVShape(
+            config.num_hidden_layers,
+            num_slots,
+            config.num_key_value_heads,
+            config.head_dim,
+            max_tokens,
+        )
+
+    def new_cache(
+        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+    ) -> KVCache:
+        """An empty cache; there is no encoder, so ``max_encoder_tokens`` must be 0."""
+        assert max_encoder_tokens == 0
+        return KVCache(self._kv_shape(num_slots, max_tokens), like)
+
+    def cache_bytes(
+        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes of such a cache."""
+        return self._kv_shape(num_slots, max_tokens).nbytes(dtype)
+
+    def embed(
+        self,
+        fixed: Weights,
+        stack: Stack,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, _Step]:
+        """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
+        assert stack == "decoder"
+        config = self.config
+        batch, num_tokens = token_ids.shape
+        counts = [num_tokens] * batch if lengths is None else lengths.tolist()
+        starts = [0] * batch if cache is None else list(cache.lengths)
+        ends = map(sum, zip(starts, counts, strict=True))
+        assert max(ends) <= config.max_position_embeddings, "too many positions"
+        dtype = vector(fixed, f"{_NORM}.weight").dtype
+        hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
+        num_keys = num_tokens if cache is None else cache.longest_after(counts)
+        bias, is_causal = decoder_mask(starts, num_tokens, num_keys, hidden)
+        turns = rotation(starts, num_tokens, config.head_dim, config.rope_theta, hidden.device)
+        return hidden, _Step(counts, turns, bias, is_causal)
+
+    def block(
+        self,
+        stack: Stack,
+        index: int,
+        weights: Weights,
+        hidden: Tensor,
+        step: _Step,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Attention, then the feed-forward network; the last block advances the cache."""
+        eps = self.config.rms_norm_eps
+        normal = rms_norm(weights, "input_layernorm", hidden, eps)
+        hidden = hidden + self._attention(index, weights, normal, step, cache)
+        normal = rms_norm(weights, "post_attention_layernorm", hidden, eps)
+        gate, up = (linear(weights, f"mlp.{part}_proj", normal) for part in ("gate", "up"))
+        inner = ops.gated_activation(gate, up, "silu")
+        hidden = hidden + linear(weights, "mlp.down_proj", inner)
+        if cache is not None and index == self.config.num_hidden_layers - 1:
+            cache.advance(step.counts)
+        return hidden
+
+    def _attention(
+        self, index: int, weights: Weights, normal: Tensor, step: _Step, cache: KVCache | None
+    ) -> Tensor:
+        config = self.config
+        q, k, v = (
+            split_heads(linear(weights, f"self_attn.{part}_proj", normal), num_heads)
+            for part, num_heads in (
+                ("q", config.num_attention_heads),
+                ("k", config.num_key_value_heads),
+                ("v", config.num_key_value_heads),
+            )
+        )
+        q, k = step.rotation.turn(q), step.rotation.turn(k)
+        if cache is not None:
+            k, v = cache.append(index, k, v, step.counts)
+        scale = config.head_dim**-0.5
+        mixed = ops.attention(q, k, v, step.bias, scale=scale, is_causal=step.is_causal)
+        return linear(weights, "self_attn.o_proj", merge_heads(mixed))
+
+    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
+        """Final norm and logits, float32."""
+        assert stack == "decoder"
+        hidden = rms_norm(fixed, _NORM, hidden, self.config.rms_norm_eps)
+        return ops.linear(
+            hidden, fixed[_EMBED if self.config.tie_word_embeddings else _HEAD]
+        ).float()
+
+
+def _rope_theta(fields: Fields) -> float:
+    """The base of the frequencies; anything that scales positions is refused.
+
+    transformers 5 keeps the settings in ``rope_parameters``, older versions in ``rope_theta``
+    and ``rope_scaling``.
+    """
+    theta = fields.positive("rope_theta", 10000.0)
+    for name in ("rope_scaling", "rope_parameters"):
+        if not fields.has(name):
+            continue
+        settings = fields.config[name]
+        is_plain = (
+            isinstance(settings, Mapping)
+            and settings.keys() <= {"rope_theta", "rope_type", "type"}
+            and all(settings.get(key, "default") == "default" for key in ("rope_type", "type"))
+        )
+        if not is_plain:
+            raise fields.bad(name, settings, "the rope_type default alone")
+        theta = Fields(settings).positive("rope_theta", theta)
+    return theta
