@@ -12,10 +12,11 @@ from torch import Tensor
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.attention import decoder_mask, merge_heads, split_heads
-from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.kv_cache import KVCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
-from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
+from martlet.models.architecture import BlockSpec, Stack, TensorSpec, Weights
+from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 
 __all__ = ["GPT2", "GPT2Config"]
@@ -93,16 +94,16 @@ class _Step:
     is_causal: bool
 
 
-class GPT2:
+class GPT2(DecoderOnly):
     """The GPT-2 architecture with one configuration."""
 
     model_type = "gpt2"
-    has_encoder = False
 
     def __init__(self, config: GPT2Config) -> None:
+        super().__init__(
+            config.vocab_size, config.n_layer, config.n_head, config.head_dim, config.n_positions
+        )
         self.config = config
-        self.vocab_size = config.vocab_size
-        self.max_positions: int | None = config.n_positions
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
@@ -123,34 +124,7 @@ class GPT2:
             *_linear_specs("mlp.c_fc", config.n_inner, width),
             *_linear_specs("mlp.c_proj", width, config.n_inner),
         )
-        return (
-            BlockSpec(FIXED, "", tuple(fixed)),
-            *(
-                BlockSpec(f"decoder.{index}", f"transformer.h.{index}.", layer)
-                for index in range(config.n_layer)
-            ),
-        )
-
-    def num_blocks(self, stack: Stack) -> int:
-        """Layers of the decoder; there is no encoder."""
-        return self.config.n_layer if stack == "decoder" else 0
-
-    def _kv_shape(self, num_slots: int, max_tokens: int) -> KVShape:
-        config = self.config
-        return KVShape(config.n_layer, num_slots, config.n_head, config.head_dim, max_tokens)
-
-    def new_cache(
-        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
-    ) -> KVCache:
-        """An empty cache; there is no encoder, so ``max_encoder_tokens`` must be 0."""
-        assert max_encoder_tokens == 0
-        return KVCache(self._kv_shape(num_slots, max_tokens), like)
-
-    def cache_bytes(
-        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
-    ) -> int:
-        """Bytes of such a cache."""
-        return self._kv_shape(num_slots, max_tokens).nbytes(dtype)
+        return self._specs(fixed, "transformer.h.{}.", layer)
 
     def embed(
         self,
@@ -162,18 +136,16 @@ class GPT2:
     ) -> tuple[Tensor, _Step]:
         """Token plus position embeddings, in the dtype of the final norm's weight."""
         assert stack == "decoder"
-        batch, num_tokens = token_ids.shape
-        counts = [num_tokens] * batch if lengths is None else lengths.tolist()
-        starts = [0] * batch if cache is None else list(cache.lengths)
-        limit = self.config.n_positions
-        assert max(map(sum, zip(starts, counts, strict=True))) <= limit, "too many positions"
+        starts, counts, num_keys = self._places(token_ids, cache, lengths)
+        num_tokens = token_ids.shape[1]
         first = torch.tensor(starts, device=token_ids.device)[:, None]
         positions = first + torch.arange(num_tokens, device=token_ids.device)
         dtype = vector(fixed, f"{_LN_F}.weight").dtype
         hidden = ops.embedding(fixed[_WTE], token_ids, dtype)
         # Only padding can stand behind the last position.
-        hidden = hidden + ops.embedding(fixed[_WPE], positions.clamp_(max=limit - 1), dtype)
-        num_keys = num_tokens if cache is None else cache.longest_after(counts)
+        hidden = hidden + ops.embedding(
+            fixed[_WPE], positions.clamp_(max=self.config.n_positions - 1), dtype
+        )
         return hidden, _Step(counts, *decoder_mask(starts, num_tokens, num_keys, hidden))
 
     def block(

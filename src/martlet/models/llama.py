@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.attention import decoder_mask, merge_heads, split_heads
-from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.kv_cache import KVCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.rotary import Rotation, rotation
-from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.architecture import BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 
 __all__ = ["Llama", "LlamaConfig"]
@@ -100,16 +100,20 @@ class _Step:
     is_causal: bool
 
 
-class Llama:
+class Llama(DecoderOnly):
     """The Llama architecture with one configuration."""
 
     model_type = "llama"
-    has_encoder = False
 
     def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(
+            config.vocab_size,
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.max_position_embeddings,
+        )
         self.config = config
-        self.vocab_size = config.vocab_size
-        self.max_positions: int | None = config.max_position_embeddings
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
@@ -121,14 +125,7 @@ class Llama:
         ]
         if not config.tie_word_embeddings:
             fixed.append(TensorSpec(_HEAD, table, "linear"))
-        layer = self._layer_specs()
-        return (
-            BlockSpec(FIXED, "", tuple(fixed)),
-            *(
-                BlockSpec(f"decoder.{index}", f"model.layers.{index}.", layer)
-                for index in range(config.num_hidden_layers)
-            ),
-        )
+        return self._specs(fixed, "model.layers.{}.", self._layer_specs())
 
     def _layer_specs(self) -> tuple[TensorSpec, ...]:
         config = self.config
@@ -148,33 +145,6 @@ class Llama:
         ]
         return tuple(TensorSpec(*spec) for spec in specs)
 
-    def num_blocks(self, stack: Stack) -> int:
-        """Layers of the decoder; there is no encoder."""
-        return self.config.num_hidden_layers if stack == "decoder" else 0
-
-    def _kv_shape(self, num_slots: int, max_tokens: int) -> KVShape:
-        config = self.config
-        return KVShape(
-            config.num_hidden_layers,
-            num_slots,
-            config.num_key_value_heads,
-            config.head_dim,
-            max_tokens,
-        )
-
-    def new_cache(
-        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
-    ) -> KVCache:
-        """An empty cache; there is no encoder, so ``max_encoder_tokens`` must be 0."""
-        assert max_encoder_tokens == 0
-        return KVCache(self._kv_shape(num_slots, max_tokens), like)
-
-    def cache_bytes(
-        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
-    ) -> int:
-        """Bytes of such a cache."""
-        return self._kv_shape(num_slots, max_tokens).nbytes(dtype)
-
     def embed(
         self,
         fixed: Weights,
@@ -186,14 +156,10 @@ class Llama:
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
         assert stack == "decoder"
         config = self.config
-        batch, num_tokens = token_ids.shape
-        counts = [num_tokens] * batch if lengths is None else lengths.tolist()
-        starts = [0] * batch if cache is None else list(cache.lengths)
-        ends = map(sum, zip(starts, counts, strict=True))
-        assert max(ends) <= config.max_position_embeddings, "too many positions"
+        starts, counts, num_keys = self._places(token_ids, cache, lengths)
+        num_tokens = token_ids.shape[1]
         dtype = vector(fixed, f"{_NORM}.weight").dtype
         hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
-        num_keys = num_tokens if cache is None else cache.longest_after(counts)
         bias, is_causal = decoder_mask(starts, num_tokens, num_keys, hidden)
         turns = rotation(starts, num_tokens, config.head_dim, config.rope_theta, hidden.device)
         return hidden, _Step(counts, turns, bias, is_causal)
