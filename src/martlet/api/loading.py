@@ -12,7 +12,7 @@ from martlet.engine.loading import LoadOptions, ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.executor import BlockTransform
 from martlet.memory.plan import Plan
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["load", "plan"]
 
@@ -80,5 +80,5 @@ def _transform(folder: ModelFolder, options: LoadOptions) -> BlockTransform | No
     return lambda name, weights: quantize_weights(weights, specs[name].tensors)
 
 
-def _dequantized(weight: Weight) -> Tensor:
+def _dequantized(weight: StoredWeight) -> Tensor:
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight

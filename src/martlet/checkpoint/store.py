@@ -25,7 +25,7 @@ from martlet.checkpoint.manifest import (
 from martlet.checkpoint.safetensors import Header, TensorEntry, TensorMap, read_header
 from martlet.checkpoint.shards import inside_folder, read_json_object
 from martlet.errors import ModelFileError, ModelNotFoundError
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["SCALE_SUFFIX", "BlockTensor", "Store", "VerifyProgress", "open_store"]
 
@@ -125,16 +125,16 @@ class Store:
             for full_name in block.tensors
         )
 
-    def block(self, name: str) -> dict[str, Weight]:
+    def block(self, name: str) -> dict[str, StoredWeight]:
         """The weights of a block by their names inside it; no byte is copied."""
         block = self._blocks[name]
         tensors = self._maps[block.file]
-        weights: dict[str, Weight] = {}
+        weights: dict[str, StoredWeight] = {}
         listed = set(block.tensors)
         for full_name in block.tensors:
             if full_name.removesuffix(SCALE_SUFFIX) in listed and full_name.endswith(SCALE_SUFFIX):
                 continue
-            weight: Weight = tensors[full_name]
+            weight: StoredWeight = tensors[full_name]
             if full_name + SCALE_SUFFIX in listed:
                 weight = QuantizedTensor(tensors[full_name], tensors[full_name + SCALE_SUFFIX])
             weights[full_name.removeprefix(block.prefix)] = weight

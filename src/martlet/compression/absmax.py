@@ -13,7 +13,7 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.models.architecture import TensorKind, TensorSpec
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["QUANTIZED_KINDS", "quantize_rows", "quantize_weights"]
 
@@ -67,8 +67,8 @@ def quantize_rows(weight: Tensor, name: str = "weight") -> QuantizedTensor:
 
 
 def quantize_weights(
-    weights: Mapping[str, Weight], tensors: Iterable[TensorSpec]
-) -> dict[str, Weight]:
+    weights: Mapping[str, StoredWeight], tensors: Iterable[TensorSpec]
+) -> dict[str, StoredWeight]:
     """The weights of one block with linears and embeddings in int8, for quantising at load.
 
     What is int8 already, and norms, biases and position tables, are handed on as they are.
@@ -77,7 +77,7 @@ def quantize_weights(
         ModelFileError: a weight is infinite or not a number.
     """
     kinds = {tensor.name: tensor.kind for tensor in tensors}
-    result: dict[str, Weight] = {}
+    result: dict[str, StoredWeight] = {}
     for name, weight in weights.items():
         if isinstance(weight, Tensor) and kinds.get(name) in QUANTIZED_KINDS:
             result[name] = quantize_rows(weight, name)

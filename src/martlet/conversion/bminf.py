@@ -25,7 +25,7 @@ from martlet.conversion.source import TokenizerFiles
 from martlet.conversion.table import StoredTensor, TensorTable
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.errors import ModelFileError
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["BMInfSource", "parse_records"]
 
@@ -153,7 +153,7 @@ class BMInfSource:
             return dtype, None
         return dtype, self._table.find(self._layout.scale_name(record)).dtype
 
-    def tensor(self, name: str) -> Weight:
+    def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name; int8 ones with their scales, as they are."""
         self._table.forget()
         recipe, layer = self._recipe(name)

@@ -22,7 +22,7 @@ from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["ConversionReport", "Progress", "Quantize", "StoredFloat", "convert"]
 
@@ -153,7 +153,7 @@ class _Target:
                 tensors.append(PlannedTensor(name + SCALE_SUFFIX, scale_dtype, spec.shape[:1]))
         return PlannedBlock(block.name, block.prefix, tuple(tensors))
 
-    def weights(self, specs: Sequence[BlockSpec]) -> Iterator[tuple[str, Weight]]:
+    def weights(self, specs: Sequence[BlockSpec]) -> Iterator[tuple[str, StoredWeight]]:
         """Every tensor in the order of the file, one at a time."""
         for block in specs:
             for spec in block.tensors:
@@ -170,7 +170,7 @@ class _Target:
             return torch.int8, torch.float32
         return self.dtype or (torch.float32 if dtype == torch.float64 else dtype), None
 
-    def _weight(self, name: str, spec: TensorSpec) -> Weight:
+    def _weight(self, name: str, spec: TensorSpec) -> StoredWeight:
         weight = self.source.tensor(name)
         if tuple(weight.shape) != spec.shape:
             raise ModelFileError(
@@ -196,7 +196,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return cast
 
 
-def _write(writer: StoreWriter, name: str, weight: Weight) -> int:
+def _write(writer: StoreWriter, name: str, weight: StoredWeight) -> int:
     if isinstance(weight, QuantizedTensor):
         writer.write(name, weight.data)
         writer.write(name + SCALE_SUFFIX, weight.scale)

@@ -14,7 +14,7 @@ from martlet.conversion.table import StoredTensor, TensorTable, safetensors_tabl
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.conversion.torch_files import torch_table
 from martlet.errors import ModelFileError
-from martlet.quantization.scheme import Weight
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["HuggingFaceSource", "find_weights"]
 
@@ -102,7 +102,7 @@ class HuggingFaceSource:
         """Element type of a tensor; it is float."""
         return self._find(name).dtype, None
 
-    def tensor(self, name: str) -> Weight:
+    def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name, turned round where the file keeps (in, out)."""
         self._table.forget()
         tensor = self._find(name).load()

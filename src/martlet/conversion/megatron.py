@@ -24,7 +24,7 @@ from martlet.conversion.table import TensorTable
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.conversion.torch_files import section_table
 from martlet.errors import ModelFileError
-from martlet.quantization.scheme import Weight
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["MegatronSource", "find_shards"]
 
@@ -176,7 +176,7 @@ class MegatronSource:
         """Element type of a tensor; it is float."""
         return self._shards.dtype(self._piece(name).name), None
 
-    def tensor(self, name: str) -> Weight:
+    def tensor(self, name: str) -> StoredWeight:
         """The joined tensor of that name."""
         self._shards.forget()
         return self._shards.load(self._piece(name))

@@ -11,7 +11,7 @@ from martlet.checkpoint.store import Store
 from martlet.conversion.source import TokenizerFiles
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.errors import ModelFileError
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["StoreSource"]
 
@@ -33,7 +33,7 @@ class StoreSource:
             files = {name: store.folder / name for name in store.tokenizer.files}
             self.tokenizer = TokenizerFiles(store.tokenizer.kind, files)
         self._store = store
-        self._weights: dict[str, Weight] = {}
+        self._weights: dict[str, StoredWeight] = {}
         for block in store.manifest.blocks:
             for name, weight in store.block(block.name).items():
                 self._weights[block.prefix + name] = weight
@@ -45,12 +45,12 @@ class StoreSource:
             return weight.data.dtype, weight.scale.dtype
         return weight.dtype, None
 
-    def tensor(self, name: str) -> Weight:
+    def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name, as it is."""
         self._store.forget()
         return self._find(name)
 
-    def _find(self, name: str) -> Weight:
+    def _find(self, name: str) -> StoredWeight:
         if name not in self._weights:
             raise ModelFileError(f"{self._store.folder}: has no tensor {name}")
         return self._weights[name]

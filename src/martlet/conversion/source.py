@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from martlet.quantization.scheme import Weight
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["Source", "TokenizerFiles"]
 
@@ -47,7 +47,7 @@ class Source(Protocol):
         """
         ...
 
-    def tensor(self, name: str) -> Weight:
+    def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name in our model folder, merged, cut and turned as our layout has it.
 
         Linear weights come as (out_features, in_features). A source that is int8 already gives a

@@ -19,7 +19,7 @@ from martlet.memory.executor import BlockTransform, ResidentExecutor, resident_n
 from martlet.memory.plan import BlockSize, Budget, Demand, DeviceKind, Plan, make_plan
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["LoadOptions", "ModelFolder", "PlannedLoad"]
@@ -261,7 +261,7 @@ def _compute_dtype(family: str, gpu: Gpu | None) -> torch.dtype:
 
 
 def _loaded_nbytes(
-    weight: Weight, spec: TensorSpec, quantize: str | None, dtype: torch.dtype
+    weight: StoredWeight, spec: TensorSpec, quantize: str | None, dtype: torch.dtype
 ) -> int:
     if quantize == "none":
         return weight.shape.numel() * dtype.itemsize
@@ -271,7 +271,7 @@ def _loaded_nbytes(
 
 
 def _check_tensor(
-    folder: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, Weight]
+    folder: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, StoredWeight]
 ) -> None:
     name = block.prefix + spec.name
     weight = weights.get(spec.name)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from martlet.kernels import tiled
 from martlet.kernels.cpu.int8_linear import int8_linear
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.packing import tile_rows_of
+from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
     "ACTIVATIONS",
@@ -69,6 +70,9 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(weight, QuantizedTensor):
         rows = F.embedding(token_ids, weight.data).to(torch.float32)
         return (rows * weight.scale[token_ids].to(torch.float32)[..., None]).to(dtype)
+    if isinstance(weight, TiledTensor):
+        integers = tile_rows_of(weight.data, token_ids, weight.shape[1])
+        return (integers.to(torch.float32) * weight.scale[token_ids][..., None]).to(dtype)
     return F.embedding(token_ids, weight).to(dtype)
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
     "attention",
@@ -29,7 +29,7 @@ __all__ = [
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight as a float tensor of the given dtype."""
-    if isinstance(weight, QuantizedTensor):
+    if isinstance(weight, QuantizedTensor | TiledTensor):
         return weight.dequantize(dtype)
     return weight.to(dtype)
 

@@ -9,18 +9,18 @@ import torch
 
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.plan import Plan
-from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["BlockSource", "BlockTransform", "Executor", "ResidentExecutor", "resident_nbytes"]
 
-BlockTransform = Callable[[str, Mapping[str, Weight]], Mapping[str, Weight]]
+BlockTransform = Callable[[str, Mapping[str, StoredWeight]], Mapping[str, StoredWeight]]
 """(name of a block, its weights as stored) -> its weights to compute with, as for int8 at load."""
 
 
 class BlockSource(Protocol):
     """Where weights come from: a model folder, or weights made in memory."""
 
-    def block(self, name: str) -> Mapping[str, Weight]:
+    def block(self, name: str) -> Mapping[str, StoredWeight]:
         """The weights of a block under their names inside the block."""
         ...
 
@@ -35,13 +35,13 @@ class Executor(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def fixed(self) -> Mapping[str, Weight]:
+    def fixed(self) -> Mapping[str, StoredWeight]:
         """The weights that belong to no layer."""
         ...
 
     def blocks(
         self, stack: Literal["encoder", "decoder"]
-    ) -> Iterator[tuple[int, Mapping[str, Weight]]]:
+    ) -> Iterator[tuple[int, Mapping[str, StoredWeight]]]:
         """The blocks of a stack in order, each with its index; valid until the next one."""
         ...
 
@@ -69,7 +69,7 @@ class ResidentExecutor:
         self.plan = plan
         self.device = device
         self.dtype = dtype
-        blocks: dict[str, dict[str, Weight]] = {}
+        blocks: dict[str, dict[str, StoredWeight]] = {}
         for placement in plan.phases[0].placements:
             with report_out_of_memory(
                 f"loading block {placement.block} ({placement.nbytes:,} bytes)",
@@ -80,7 +80,7 @@ class ResidentExecutor:
                     weights = transform(placement.block, weights)
                 blocks[placement.block] = {n: self._load(w) for n, w in weights.items()}
         self._fixed = blocks.pop("fixed")
-        self._stacks: dict[str, list[tuple[int, dict[str, Weight]]]] = {
+        self._stacks: dict[str, list[tuple[int, dict[str, StoredWeight]]]] = {
             "encoder": [],
             "decoder": [],
         }
@@ -90,23 +90,23 @@ class ResidentExecutor:
         for stack_blocks in self._stacks.values():
             stack_blocks.sort(key=lambda block: block[0])
 
-    def fixed(self) -> Mapping[str, Weight]:
+    def fixed(self) -> Mapping[str, StoredWeight]:
         """The weights that belong to no layer."""
         return self._fixed
 
     def blocks(
         self, stack: Literal["encoder", "decoder"]
-    ) -> Iterator[tuple[int, Mapping[str, Weight]]]:
+    ) -> Iterator[tuple[int, Mapping[str, StoredWeight]]]:
         """The blocks of a stack in order, each with its index."""
         return iter(self._stacks[stack])
 
-    def _load(self, weight: Weight) -> Weight:
+    def _load(self, weight: StoredWeight) -> StoredWeight:
         if isinstance(weight, QuantizedTensor):
             return weight.to(self.device)
         return weight.to(device=self.device, dtype=self.dtype)
 
 
-def resident_nbytes(weight: Weight, dtype: torch.dtype) -> int:
+def resident_nbytes(weight: StoredWeight, dtype: torch.dtype) -> int:
     """Bytes that a stored weight takes once it is loaded for computing in ``dtype``."""
     if isinstance(weight, QuantizedTensor):
         return weight.nbytes
