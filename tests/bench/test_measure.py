@@ -58,6 +58,12 @@ def test_int8_weights_count_a_byte_each_and_their_scales():
     assert decode_step_bytes(fixed, blocks) == 2 * (6 * 8 + 6 * 4) + 8 * 4
 
 
+def test_what_is_read_once_a_text_is_no_part_of_a_step():
+    blocks = [{"k.weight": torch.zeros(4, 4), "q.weight": torch.zeros(4, 2)}] * 3
+    fixed = {"shared.weight": torch.zeros(6, 4)}
+    assert decode_step_bytes(fixed, blocks, once={"k.weight"}) == 4 * (3 * 4 * 2 + 6 * 4)
+
+
 def test_int8_at_load_is_recorded_as_such(tiny_cpm1):
     options = LoadOptions(device="cpu", quantize="int8")
     record = measure(str(tiny_cpm1), options, SMALL, "martlet bench")

@@ -180,7 +180,7 @@ def test_blocks_of_a_stack_that_move_together_have_one_shape() -> None:
 def test_query_key_value_and_both_halves_of_a_gate_stand_together() -> None:
     specs = load_architecture({**T5, "feed_forward_proj": "gated-gelu"}).block_specs()
     names = [tensor.name for tensor in specs[-1].tensors]
-    for parts in (("SelfAttention.q", "k", "v"), ("EncDecAttention.q", "k", "v"), ("wi_0", "wi_1")):
+    for parts in (("SelfAttention.q", "k", "v"), ("EncDecAttention.k", "v"), ("wi_0", "wi_1")):
         first = next(i for i, name in enumerate(names) if parts[0] in name)
         endings = [name.split(".")[-2] for name in names[first : first + len(parts)]]
         assert endings == [part.split(".")[-1] for part in parts]
@@ -190,3 +190,14 @@ def test_query_key_value_and_both_halves_of_a_gate_stand_together() -> None:
     for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
         first = names.index(parts[0])
         assert tuple(names[first : first + len(parts)]) == parts
+
+
+def test_what_is_read_once_a_text_stands_behind_all_that_every_step_reads() -> None:
+    for config in (GPT2, LLAMA, T5):
+        for block in load_architecture(config).block_specs():
+            marks = [tensor.once for tensor in block.tensors]
+            assert marks == sorted(marks)
+            once = [tensor.name for tensor in block.tensors if tensor.once]
+            is_cross = config is T5 and block.name.startswith("decoder.")
+            names = [f"layer.1.EncDecAttention.{part}.weight" for part in "kv"]
+            assert once == (names if is_cross else [])

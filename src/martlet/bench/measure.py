@@ -11,7 +11,7 @@ import resource
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,9 +36,6 @@ from martlet.quantization.scheme import QuantizedTensor, Weight, weight_nbytes
 
 __all__ = ["Workload", "decode_step_bytes", "measure"]
 
-# A decode step reads one row of these, or nothing: keys and values of the encoder's output are
-# computed once a text.
-_NOT_READ = ("EncDecAttention.k.weight", "EncDecAttention.v.weight")
 _HEAD = "lm_head.weight"
 _TIED_HEADS = ("transformer.wte.weight", "shared.weight")
 
@@ -77,7 +74,7 @@ def measure(
     executor = loaded.generator.executor
     on_cpu = executor.device.type == "cpu"
     ceiling = measure_ram_bandwidth() if on_cpu else None
-    weight_bytes = _weight_bytes_per_token(executor)
+    weight_bytes = _weight_bytes_per_token(loaded.generator)
     decode_speed = statistics.median(stats.tokens_per_second for stats in runs)
     first_token_seconds = statistics.median(stats.prefill_seconds for stats in runs)
     return Record(
@@ -109,17 +106,20 @@ def measure(
 
 
 def decode_step_bytes(
-    fixed: Mapping[str, Weight], decoder_blocks: Iterable[Mapping[str, Weight]]
+    fixed: Mapping[str, Weight],
+    decoder_blocks: Iterable[Mapping[str, Weight]],
+    once: Collection[str] = (),
 ) -> int:
     """Bytes of weights that one decode step reads: the decoder's layers and the output matrix.
 
-    Of an embedding table one row is read, which is left out, unless it is the output matrix too.
+    ``once`` names the tensors of a block that are read once a text instead. Of an embedding table
+    one row is read, which is left out, unless it is the output matrix too.
     """
     layers = sum(
         weight_nbytes(weight)
         for weights in decoder_blocks
         for name, weight in weights.items()
-        if not name.endswith(_NOT_READ)
+        if name not in once
     )
     head = next(fixed[name] for name in (_HEAD, *_TIED_HEADS) if name in fixed)
     return layers + weight_nbytes(head)
@@ -166,9 +166,12 @@ def _request(generator: Generator, workload: Workload) -> Request:
     )
 
 
-def _weight_bytes_per_token(executor: Executor) -> int:
+def _weight_bytes_per_token(generator: Generator) -> int:
+    executor = generator.executor
     blocks = (weights for _, weights in executor.blocks("decoder"))
-    return decode_step_bytes(executor.fixed(), blocks)
+    specs = generator.architecture.block_specs()
+    once = {tensor.name for block in specs for tensor in block.tensors if tensor.once}
+    return decode_step_bytes(executor.fixed(), blocks, once)
 
 
 def _form_of(executor: Executor) -> str:

@@ -31,11 +31,17 @@ FIXED = "fixed"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a block: its name inside the block, its shape and what it is for."""
+    """One tensor of a block: its name inside the block, its shape and what it is for.
+
+    ``once`` marks a tensor that is read once a text, by the pass that first sees the encoder's
+    output, and not by decode steps. Such tensors stand last in the spec of their block, so that
+    what a decode step reads is one run of bytes in a file that is written by it.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: TensorKind
+    once: bool = False
 
 
 @dataclass(frozen=True)

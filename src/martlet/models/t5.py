@@ -13,7 +13,7 @@ from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.relative_bias import RelativeBuckets, relative_bias
-from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
 from martlet.models.t5_config import T5Config
 
 __all__ = ["T5", "T5Config"]
@@ -71,20 +71,23 @@ class T5:
         sublayers = (
             ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
         )
-        specs: list[tuple[str, tuple[int, ...], TensorKind]] = []
+        specs: list[TensorSpec] = []
+        once: list[TensorSpec] = []
         for number, name in enumerate(sublayers):
-            specs.append((f"layer.{number}.layer_norm.weight", (config.d_model,), "other"))
-            for part in "qkv":
-                shape = (inner, config.d_model)
-                specs.append((f"layer.{number}.{name}.{part}.weight", shape, "linear"))
-            specs.append((f"layer.{number}.{name}.o.weight", (config.d_model, inner), "linear"))
+            layer = f"layer.{number}"
+            specs.append(TensorSpec(f"{layer}.layer_norm.weight", (config.d_model,), "other"))
+            for part in "qkvo":
+                shape = (config.d_model, inner) if part == "o" else (inner, config.d_model)
+                # Keys and values of the encoder's output are made by the first pass alone.
+                is_once = name == "EncDecAttention" and part in "kv"
+                spec = TensorSpec(f"{layer}.{name}.{part}.weight", shape, "linear", is_once)
+                (once if is_once else specs).append(spec)
         last = f"layer.{len(sublayers)}"
-        specs.append((f"{last}.layer_norm.weight", (config.d_model,), "other"))
-        for part in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
-            shape = (config.d_ff, config.d_model)
-            specs.append((f"{last}.DenseReluDense.{part}.weight", shape, "linear"))
-        specs.append((f"{last}.DenseReluDense.wo.weight", (config.d_model, config.d_ff), "linear"))
-        return tuple(TensorSpec(*spec) for spec in specs)
+        specs.append(TensorSpec(f"{last}.layer_norm.weight", (config.d_model,), "other"))
+        for part in ("wi_0", "wi_1", "wo") if config.is_gated_act else ("wi", "wo"):
+            shape = (config.d_model, config.d_ff) if part == "wo" else (config.d_ff, config.d_model)
+            specs.append(TensorSpec(f"{last}.DenseReluDense.{part}.weight", shape, "linear"))
+        return (*specs, *once)
 
     def num_blocks(self, stack: Stack) -> int:
         """Layers of a stack."""
