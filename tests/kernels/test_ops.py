@@ -10,7 +10,7 @@ from torch import Tensor
 from martlet.compression.absmax import quantize_rows
 from martlet.kernels import ops, reference, tiled
 from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER, has_integer_kernel
-from martlet.quantization.scheme import QuantizedTensor
+from martlet.quantization.scheme import QuantizedTensor, Weight
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 # Relative to the largest value of the result: the definition rounds once, a body may round the
@@ -155,33 +155,119 @@ def test_norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     weight, bias = _randn(shape[-1], dtype=dtype), _randn(shape[-1] + 1, dtype=dtype)[1:]
     # float32: sums in another order; half types: one unit in the last place of the quotient, which
     # the weight then multiplies.
-    tolerance = ROUNDING[dtype]
-    layer = reference.layer_norm(x, weight, bias, 1e-5)
-    _assert_near(ops.layer_norm(x, weight, bias, 1e-5), layer, tolerance)
-    _assert_near(ops.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), tolerance)
+    for parameters in (ops.Norm(weight, bias, 1e-5), ops.Norm(weight, None, 1e-6)):
+        definition = reference.norm(x, parameters)
+        _assert_near(ops.norm(x, parameters), definition, ROUNDING[dtype])
 
 
 def test_rms_norm_of_large_half_values_does_not_overflow() -> None:
     x = torch.full((1, 16), 60000.0, dtype=torch.float16)  # the square is beyond float16
-    ours = ops.rms_norm(x, torch.ones(16, dtype=torch.float16), 1e-6)
+    ours = ops.norm(x, ops.Norm(torch.ones(16, dtype=torch.float16), None, 1e-6))
     assert torch.equal(ours, torch.ones_like(x))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    ("name", "definition"),
-    [
-        ("gelu_new", reference.gelu_tanh),
-        ("gelu", reference.gelu),
-        ("relu", torch.relu),
-        ("silu", reference.silu),
-    ],
-)
-def test_activations(name: str, definition: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
+def test_activations(name: str, dtype: torch.dtype) -> None:
     x = torch.linspace(-8, 8, 999).to(dtype)
-    _assert_near(ops.ACTIVATIONS[name](x), definition(x), ROUNDING[dtype])
-    gated = ops.gated_activation(x, x.flip(0), name)
-    _assert_near(gated, definition(x) * x.flip(0), 2 * ROUNDING[dtype])
+    _assert_near(ops.ACTIVATIONS[name](x), reference.ACTIVATIONS[name](x), ROUNDING[dtype])
+
+
+def test_every_activation_has_a_definition() -> None:
+    assert ops.ACTIVATIONS.keys() == reference.ACTIVATIONS.keys()
+
+
+def _weight(stored: torch.dtype, rows: int, columns: int) -> Weight:
+    # Scaled so that a product of a normal row is of the order of 1, where activations bend.
+    weight = _randn(rows, columns) * columns**-0.5
+    return quantize_rows(weight) if stored == torch.int8 else weight.to(stored)
+
+
+def _norm(kind: str, width: int) -> ops.Norm | None:
+    weight, bias = 1 + 0.3 * _randn(width), _randn(width + 1)[1:]
+    return {
+        "none": None,
+        "layer": ops.Norm(weight, bias, 1e-5),
+        "rms": ops.Norm(weight, None, 1e-6),
+    }[kind]
+
+
+def _fused_tolerance(dtype: torch.dtype, stored: torch.dtype, rows: int) -> float:
+    """Of the largest value, for a result that was rounded after each of four steps.
+
+    Few int8 rows also round activation and product to bfloat16, by 2**-9 each.
+    """
+    is_integer = stored == torch.int8 and rows <= MAX_ROWS_INTEGER
+    return 4 * ROUNDING[dtype] + (2 * 2**-9 if is_integer else 0.0)
+
+
+def _fused(test: Callable[..., None]) -> Callable[..., None]:
+    """Runs a test for every type of activation and weight, number of rows and kind of norm."""
+    for name, values in {
+        "kind": ["none", "layer", "rms"],
+        "rows": [1, 5, 40],
+        "stored": [*FLOATS, torch.int8],
+        "dtype": FLOATS,
+    }.items():
+        test = pytest.mark.parametrize(name, values, ids=str)(test)
+    return test
+
+
+@_fused
+@pytest.mark.parametrize("activation", [None, "gelu_new", "relu"])
+@pytest.mark.parametrize("has_residual", [False, True], ids=["", "residual"])
+def test_linear_with_a_norm_an_activation_and_a_residual(
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    rows: int,
+    kind: str,
+    activation: str | None,
+    has_residual: bool,
+) -> None:
+    x, weight, bias = _randn(2, rows, 48, dtype=dtype), _weight(stored, 33, 48), _randn(33)
+    residual = _randn(2, rows, 33, dtype=dtype) if has_residual else None
+    kept = None if residual is None else residual.clone()
+    steps = {"norm": _norm(kind, 48), "activation": activation, "residual": residual}
+    ours = ops.linear(x, weight, bias, **steps)
+    definition = reference.linear(x, weight, bias, **steps)
+    _assert_near(ours, definition, _fused_tolerance(dtype, stored, 2 * rows))
+    assert residual is None or torch.equal(residual, kept)  # it is the caller's own hidden state
+
+
+def test_a_residual_of_another_type_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError):
+        ops.linear(_randn(2, 5), _randn(4, 5), residual=_randn(2, 4, dtype=torch.float16))
+
+
+@_fused
+def test_linears_are_the_products_of_one_input(
+    dtype: torch.dtype, stored: torch.dtype, rows: int, kind: str
+) -> None:
+    x, parameters = _randn(rows, 48, dtype=dtype), _norm(kind, 48)
+    weights = [_weight(stored, width, 48) for width in (33, 16, 17)]
+    biases = [_randn(33), None, _randn(17)]
+    ours = ops.linears(x, weights, biases, norm=parameters)
+    definition = reference.linears(x, weights, biases, norm=parameters)
+    assert len(ours) == 3
+    for one, defined in zip(ours, definition, strict=True):
+        _assert_near(one, defined, _fused_tolerance(dtype, stored, rows))
+
+
+@_fused
+@pytest.mark.parametrize("activation", ["gelu_new", "silu"])
+def test_gated_linear(
+    dtype: torch.dtype, stored: torch.dtype, rows: int, kind: str, activation: str
+) -> None:
+    x, parameters = _randn(rows, 48, dtype=dtype), _norm(kind, 48)
+    gate, both = _weight(stored, 33, 48), _weight(stored, 66, 48)
+    up = (
+        QuantizedTensor(both.data[33:], both.scale[33:])
+        if isinstance(both, QuantizedTensor)
+        else both[33:]
+    )
+    ours = ops.gated_linear(x, gate, up, activation, norm=parameters)
+    definition = reference.gated_linear(x, gate, up, activation, norm=parameters)
+    _assert_near(ours, definition, 2 * _fused_tolerance(dtype, stored, rows))  # of two products
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

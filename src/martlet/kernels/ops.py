@@ -4,11 +4,15 @@ Every function takes activations of one float dtype and gives that dtype back. W
 stored in another one (float16 from the disk under a float32 activation) or quantised; they are
 brought over tile by tile, so callers need not cast them. Shapes are our own promise here, files
 have been checked before: hence asserts.
+
+Norm, activation and residual are parts of the products that they stand beside, because a card
+computes them there without another pass over memory. Whatever a body fuses, it means the steps of
+``reference`` in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
@@ -16,34 +20,96 @@ from torch import Tensor
 
 from martlet.kernels import tiled
 from martlet.kernels.cpu.int8_linear import int8_linear
+from martlet.kernels.norm import Norm
 from martlet.quantization.packing import tile_rows_of
 from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
     "ACTIVATIONS",
+    "Norm",
     "attention",
     "embedding",
-    "gated_activation",
+    "gated_linear",
     "gelu",
     "gelu_tanh",
-    "layer_norm",
     "linear",
+    "linears",
+    "norm",
     "relu",
-    "rms_norm",
     "rotary",
     "silu",
 ]
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``.
+def linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``activation(norm(x) @ weight.T + bias) + residual``; what is None is left out.
 
     Shapes:
         x: (..., in_features)
         weight: (out_features, in_features), float of any dtype or int8
         bias: (out_features,)
+        residual: (..., out_features), dtype of ``x``
         return: (..., out_features), dtype of ``x``
     """
+    out = _product(_normal(x, norm), weight, bias)
+    if activation is not None:
+        out = ACTIVATIONS[activation](out)
+    if residual is not None:
+        assert residual.shape == out.shape
+        assert residual.dtype == out.dtype
+        out += residual
+    return out
+
+
+def linears(
+    x: Tensor,
+    weights: Sequence[Weight],
+    biases: Sequence[Tensor | None],
+    *,
+    norm: Norm | None = None,
+) -> tuple[Tensor, ...]:
+    """``norm(x) @ weight.T + bias`` for several weights, as for queries, keys and values.
+
+    Shapes:
+        x: (..., in_features)
+        weights: (out_features, in_features) each, with an out_features of their own
+        biases: one a weight, (out_features,)
+        return: one a weight, (..., out_features), dtype of ``x``
+    """
+    normal = _normal(x, norm)
+    return tuple(
+        _product(normal, weight, bias) for weight, bias in zip(weights, biases, strict=True)
+    )
+
+
+def gated_linear(
+    x: Tensor, gate: Weight, up: Weight, activation: str, *, norm: Norm | None = None
+) -> Tensor:
+    """``activation(norm(x) @ gate.T) * (norm(x) @ up.T)``.
+
+    Shapes:
+        x: (..., in_features)
+        gate, up: (out_features, in_features)
+        return: (..., out_features), dtype of ``x``
+    """
+    assert gate.shape == up.shape
+    normal = _normal(x, norm)
+    return ACTIVATIONS[activation](_product(normal, gate, None)) * _product(normal, up, None)
+
+
+def _normal(x: Tensor, parameters: Norm | None) -> Tensor:
+    return x if parameters is None else norm(x, parameters)
+
+
+def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     out_features, in_features = weight.shape
     assert x.shape[-1] == in_features, f"{tuple(x.shape)} does not fit a weight {weight.shape}"
     assert bias is None or bias.shape == (out_features,)
@@ -76,28 +142,21 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
     return F.embedding(token_ids, weight).to(dtype)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def norm(x: Tensor, parameters: Norm) -> Tensor:
     """Every row moved to mean 0 and scaled to variance 1, then ``* weight + bias``.
 
-    Shapes:
-        x: (..., hidden_size)
-        weight, bias: (hidden_size,)
-    """
-    assert weight.shape == bias.shape == x.shape[-1:]
-    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Every row divided by its root mean square, then ``* weight``.
-
-    The statistics are float32; the quotient is rounded to the dtype of ``x`` before the weight
-    comes in, as the models were trained.
+    Without a bias every row is divided by its root mean square, then ``* weight``. Its statistics
+    are float32; the quotient is rounded to the dtype of ``x`` before the weight comes in, as the
+    models were trained.
 
     Shapes:
         x: (..., hidden_size)
-        weight: (hidden_size,)
+        return: the same
     """
+    weight, bias, eps = parameters.weight, parameters.bias, parameters.eps
     assert weight.shape == x.shape[-1:]
+    if bias is not None:
+        return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
     wide = x.to(torch.float32)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return normal.to(x.dtype) * weight.to(x.dtype)
@@ -131,16 +190,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": relu,
     "silu": silu,
 }
-
-
-def gated_activation(gate: Tensor, x: Tensor, activation: str) -> Tensor:
-    """``activation(gate) * x``, element by element.
-
-    Shapes:
-        gate, x: the same
-    """
-    assert gate.shape == x.shape
-    return ACTIVATIONS[activation](gate) * x
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

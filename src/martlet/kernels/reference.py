@@ -7,20 +7,27 @@ activation dtype is; the result comes back in the activation dtype.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from martlet.kernels.norm import Norm
 from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
+    "ACTIVATIONS",
     "attention",
     "dense",
     "embedding",
+    "gated_linear",
     "gelu",
     "gelu_tanh",
     "layer_norm",
     "linear",
+    "linears",
+    "norm",
+    "relu",
     "rms_norm",
     "rotary",
     "silu",
@@ -34,15 +41,60 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``, the weight taken at the precision of ``x``."""
-    y = x @ dense(weight, x.dtype).T
-    return y if bias is None else y + bias.to(x.dtype)
+def linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``activation(norm(x) @ weight.T + bias) + residual``, every step rounded as ``x`` is.
+
+    The weight is taken at the precision of ``x``.
+    """
+    y = _normal(x, norm) @ dense(weight, x.dtype).T
+    if bias is not None:
+        y = y + bias.to(x.dtype)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
+
+
+def linears(
+    x: Tensor,
+    weights: Sequence[Weight],
+    biases: Sequence[Tensor | None],
+    *,
+    norm: Norm | None = None,
+) -> tuple[Tensor, ...]:
+    """Several products of one input."""
+    pairs = zip(weights, biases, strict=True)
+    return tuple(linear(x, weight, bias, norm=norm) for weight, bias in pairs)
+
+
+def gated_linear(
+    x: Tensor, gate: Weight, up: Weight, activation: str, *, norm: Norm | None = None
+) -> Tensor:
+    """``activation(norm(x) @ gate.T) * (norm(x) @ up.T)``."""
+    return linear(x, gate, norm=norm, activation=activation) * linear(x, up, norm=norm)
 
 
 def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """The rows of ``weight`` that ``token_ids`` names."""
     return dense(weight, dtype)[token_ids]
+
+
+def norm(x: Tensor, parameters: Norm) -> Tensor:
+    """Layer norm, or root mean square norm where there is no bias."""
+    if parameters.bias is None:
+        return rms_norm(x, parameters.weight, parameters.eps)
+    return layer_norm(x, parameters.weight, parameters.bias, parameters.eps)
+
+
+def _normal(x: Tensor, parameters: Norm | None) -> Tensor:
+    return x if parameters is None else norm(x, parameters)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -78,6 +130,21 @@ def silu(x: Tensor) -> Tensor:
     """``x`` times its logistic function."""
     wide = x.float()
     return (wide / (1.0 + (-wide).exp())).to(x.dtype)
+
+
+def relu(x: Tensor) -> Tensor:
+    """``x`` where it is positive, else zero."""
+    return x.clamp(min=0)
+
+
+# By the names that config.json files use.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "silu": silu,
+}
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,20 +1,118 @@
-"""What attention layers share: heads in and out, and masks as additive biases."""
+"""Attention between projections: heads in and out, the cache, and masks as additive biases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from martlet.kernels import ops
+from martlet.layers.kv_cache import KVCache
+from martlet.layers.rotary import Rotation
+
 __all__ = [
+    "Heads",
+    "Pass",
     "causal_bias",
+    "cross_attention",
     "decoder_mask",
     "hidden_value",
     "merge_heads",
     "padding_bias",
+    "self_attention",
     "split_heads",
 ]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What all blocks of a pass share; made by ``embed``, handed to every ``block``.
+
+    ``is_causal`` hides the keys after each query where ``bias`` is None.
+
+    Shapes:
+        counts: one a row, how many of its tokens are real
+        bias: (batch or 1, num_heads or 1, num_tokens, num_keys)
+        cross_bias: (batch, 1, 1, num_encoder_tokens)
+    """
+
+    counts: list[int]
+    bias: Tensor | None
+    is_causal: bool
+    cross_bias: Tensor | None = None
+    rotation: Rotation | None = None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How an attention layer divides its width; ``scale`` multiplies the scores.
+
+    Each of the ``num_kv_heads`` serves num_heads / num_kv_heads neighbouring heads of queries.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+
+    def __post_init__(self) -> None:
+        assert self.num_heads % self.num_kv_heads == 0
+
+
+def self_attention(
+    qkv: Sequence[Tensor], heads: Heads, step: Pass, cache: KVCache | None, layer: int
+) -> Tensor:
+    """What each token gathers from those it may see; its own keys and values go into the cache.
+
+    Without a cache the tokens see nothing but each other.
+
+    Shapes:
+        qkv: queries (batch, num_tokens, num_heads * head_dim), then keys and values
+            (batch, num_tokens, num_kv_heads * head_dim), before the rotation
+        return: (batch, num_tokens, num_heads * head_dim)
+    """
+    queries, keys, values = qkv
+    assert queries.shape[2] == heads.num_heads * heads.head_dim
+    assert keys.shape[2] == values.shape[2] == heads.num_kv_heads * heads.head_dim
+    q = split_heads(queries, heads.num_heads)
+    k, v = split_heads(keys, heads.num_kv_heads), split_heads(values, heads.num_kv_heads)
+    if step.rotation is not None:
+        q, k = step.rotation.turn(q), step.rotation.turn(k)
+    if cache is not None:
+        k, v = cache.append(layer, k, v, step.counts)
+    mixed = ops.attention(q, k, v, step.bias, scale=heads.scale, is_causal=step.is_causal)
+    return merge_heads(mixed)
+
+
+def cross_attention(
+    q: Tensor,
+    project: Callable[[Tensor], Sequence[Tensor]],
+    heads: Heads,
+    step: Pass,
+    cache: KVCache,
+    layer: int,
+) -> Tensor:
+    """What each token gathers from the encoder's output that the cache holds.
+
+    ``project`` makes keys and values of that output, the first time only.
+
+    Shapes:
+        q: (batch, num_tokens, num_heads * head_dim)
+        project: (batch, num_encoder_tokens, hidden_size) to keys and values,
+            (batch, num_encoder_tokens, num_kv_heads * head_dim) each
+        return: (batch, num_tokens, num_heads * head_dim)
+    """
+
+    def split_project(encoder_output: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = project(encoder_output)
+        return split_heads(keys, heads.num_kv_heads), split_heads(values, heads.num_kv_heads)
+
+    assert q.shape[2] == heads.num_heads * heads.head_dim
+    k, v = cache.encoder_keys_values(layer, split_project)
+    mixed = ops.attention(split_heads(q, heads.num_heads), k, v, step.cross_bias, scale=heads.scale)
+    return merge_heads(mixed)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

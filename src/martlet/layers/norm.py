@@ -1,10 +1,8 @@
-"""Normalisation layers by their name in the block."""
+"""Normalisation layers by their name in the block, as values for ``ops.norm`` and for linears."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
 
 from martlet.kernels import ops
 from martlet.layers.linear import vector
@@ -13,13 +11,11 @@ from martlet.quantization.scheme import Weight
 __all__ = ["layer_norm", "rms_norm"]
 
 
-def layer_norm(weights: Mapping[str, Weight], name: str, x: Tensor, eps: float) -> Tensor:
-    """Layer norm with ``name.weight`` and ``name.bias``."""
-    return ops.layer_norm(
-        x, vector(weights, f"{name}.weight"), vector(weights, f"{name}.bias"), eps
-    )
+def layer_norm(weights: Mapping[str, Weight], name: str, eps: float) -> ops.Norm:
+    """The layer norm with ``name.weight`` and ``name.bias``."""
+    return ops.Norm(vector(weights, f"{name}.weight"), vector(weights, f"{name}.bias"), eps)
 
 
-def rms_norm(weights: Mapping[str, Weight], name: str, x: Tensor, eps: float) -> Tensor:
-    """Root mean square norm with ``name.weight``."""
-    return ops.rms_norm(x, vector(weights, f"{name}.weight"), eps)
+def rms_norm(weights: Mapping[str, Weight], name: str, eps: float) -> ops.Norm:
+    """The root mean square norm with ``name.weight``."""
+    return ops.Norm(vector(weights, f"{name}.weight"), None, eps)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import decoder_mask, merge_heads, split_heads
+from martlet.layers.attention import Heads, Pass, decoder_mask, self_attention
 from martlet.layers.kv_cache import KVCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
@@ -85,15 +85,6 @@ class GPT2Config:
         )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
-
-    counts: list[int]
-    bias: Tensor | None  # (batch or 1, 1, num_tokens, num_keys)
-    is_causal: bool
-
-
 class GPT2(DecoderOnly):
     """The GPT-2 architecture with one configuration."""
 
@@ -133,7 +124,7 @@ class GPT2(DecoderOnly):
         token_ids: Tensor,
         cache: KVCache | None,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor, _Step]:
+    ) -> tuple[Tensor, Pass]:
         """Token plus position embeddings, in the dtype of the final norm's weight."""
         assert stack == "decoder"
         starts, counts, num_keys = self._places(token_ids, cache, lengths)
@@ -146,7 +137,7 @@ class GPT2(DecoderOnly):
         hidden = hidden + ops.embedding(
             fixed[_WPE], positions.clamp_(max=self.config.n_positions - 1), dtype
         )
-        return hidden, _Step(counts, *decoder_mask(starts, num_tokens, num_keys, hidden))
+        return hidden, Pass(counts, *decoder_mask(starts, num_tokens, num_keys, hidden))
 
     def block(
         self,
@@ -154,41 +145,35 @@ class GPT2(DecoderOnly):
         index: int,
         weights: Weights,
         hidden: Tensor,
-        step: _Step,
+        step: Pass,
         cache: KVCache | None,
     ) -> Tensor:
         """Attention, then the feed-forward network; the last block advances the cache."""
-        eps = self.config.layer_norm_epsilon
-        normal = layer_norm(weights, "ln_1", hidden, eps)
-        hidden = hidden + self._attention(index, weights, normal, step, cache)
-        normal = layer_norm(weights, "ln_2", hidden, eps)
-        inner = ops.ACTIVATIONS[self.config.activation_function](
-            linear(weights, "mlp.c_fc", normal)
-        )
-        hidden = hidden + linear(weights, "mlp.c_proj", inner)
+        eps, activation = self.config.layer_norm_epsilon, self.config.activation_function
+        before_attention = layer_norm(weights, "ln_1", eps)
+        qkv = linear(weights, "attn.c_attn", hidden, norm=before_attention).chunk(3, dim=-1)
+        mixed = self_attention(qkv, self._heads(index), step, cache, index)
+        hidden = linear(weights, "attn.c_proj", mixed, residual=hidden)
+        before_mlp = layer_norm(weights, "ln_2", eps)
+        inner = linear(weights, "mlp.c_fc", hidden, norm=before_mlp, activation=activation)
+        hidden = linear(weights, "mlp.c_proj", inner, residual=hidden)
         if cache is not None and index == self.config.n_layer - 1:
             cache.advance(step.counts)
         return hidden
 
-    def _attention(
-        self, index: int, weights: Weights, normal: Tensor, step: _Step, cache: KVCache | None
-    ) -> Tensor:
-        qkv = linear(weights, "attn.c_attn", normal)
-        q, k, v = (split_heads(part, self.config.n_head) for part in qkv.chunk(3, dim=-1))
-        if cache is not None:
-            k, v = cache.append(index, k, v, step.counts)
-        scale = self.config.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
-        if self.config.scale_attn_by_inverse_layer_idx:
+    def _heads(self, index: int) -> Heads:
+        config = self.config
+        scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
             scale /= index + 1
-        mixed = ops.attention(q, k, v, step.bias, scale=scale, is_causal=step.is_causal)
-        return linear(weights, "attn.c_proj", merge_heads(mixed))
+        return Heads(config.n_head, config.n_head, config.head_dim, scale)
 
     def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
         """Final norm and logits, float32."""
         assert stack == "decoder"
-        hidden = layer_norm(fixed, _LN_F, hidden, self.config.layer_norm_epsilon)
         name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
-        return ops.linear(hidden, fixed[name]).float()
+        norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
+        return ops.linear(hidden, fixed[name], norm=norm).float()
 
 
 def _norm_specs(name: str, width: int) -> tuple[TensorSpec, ...]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import decoder_mask, merge_heads, split_heads
+from martlet.layers.attention import Heads, Pass, decoder_mask, self_attention
 from martlet.layers.kv_cache import KVCache
-from martlet.layers.linear import linear, vector
+from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
-from martlet.layers.rotary import Rotation, rotation
+from martlet.layers.rotary import rotation
 from martlet.models.architecture import BlockSpec, Stack, TensorKind, TensorSpec, Weights
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
@@ -24,6 +24,7 @@ __all__ = ["Llama", "LlamaConfig"]
 _EMBED = "model.embed_tokens.weight"
 _NORM = "model.norm"
 _HEAD = "lm_head.weight"
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,6 @@ class LlamaConfig:
         )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
-
-    counts: list[int]
-    rotation: Rotation
-    bias: Tensor | None  # (batch or 1, 1, num_tokens, num_keys)
-    is_causal: bool
-
-
 class Llama(DecoderOnly):
     """The Llama architecture with one configuration."""
 
@@ -114,6 +105,12 @@ class Llama(DecoderOnly):
             config.max_position_embeddings,
         )
         self.config = config
+        self._heads = Heads(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            scale=config.head_dim**-0.5,
+        )
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
@@ -152,7 +149,7 @@ class Llama(DecoderOnly):
         token_ids: Tensor,
         cache: KVCache | None,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor, _Step]:
+    ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
         assert stack == "decoder"
         config = self.config
@@ -162,7 +159,7 @@ class Llama(DecoderOnly):
         hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
         bias, is_causal = decoder_mask(starts, num_tokens, num_keys, hidden)
         turns = rotation(starts, num_tokens, config.head_dim, config.rope_theta, hidden.device)
-        return hidden, _Step(counts, turns, bias, is_causal)
+        return hidden, Pass(counts, bias, is_causal, rotation=turns)
 
     def block(
         self,
@@ -170,47 +167,30 @@ class Llama(DecoderOnly):
         index: int,
         weights: Weights,
         hidden: Tensor,
-        step: _Step,
+        step: Pass,
         cache: KVCache | None,
     ) -> Tensor:
         """Attention, then the feed-forward network; the last block advances the cache."""
         eps = self.config.rms_norm_eps
-        normal = rms_norm(weights, "input_layernorm", hidden, eps)
-        hidden = hidden + self._attention(index, weights, normal, step, cache)
-        normal = rms_norm(weights, "post_attention_layernorm", hidden, eps)
-        gate, up = (linear(weights, f"mlp.{part}_proj", normal) for part in ("gate", "up"))
-        inner = ops.gated_activation(gate, up, "silu")
-        hidden = hidden + linear(weights, "mlp.down_proj", inner)
+        before_attention = rms_norm(weights, "input_layernorm", eps)
+        qkv = linears(weights, _QKV, hidden, norm=before_attention)
+        mixed = self_attention(qkv, self._heads, step, cache, index)
+        hidden = linear(weights, "self_attn.o_proj", mixed, residual=hidden)
+        before_mlp = rms_norm(weights, "post_attention_layernorm", eps)
+        inner = gated_linear(
+            weights, "mlp.gate_proj", "mlp.up_proj", hidden, "silu", norm=before_mlp
+        )
+        hidden = linear(weights, "mlp.down_proj", inner, residual=hidden)
         if cache is not None and index == self.config.num_hidden_layers - 1:
             cache.advance(step.counts)
         return hidden
 
-    def _attention(
-        self, index: int, weights: Weights, normal: Tensor, step: _Step, cache: KVCache | None
-    ) -> Tensor:
-        config = self.config
-        q, k, v = (
-            split_heads(linear(weights, f"self_attn.{part}_proj", normal), num_heads)
-            for part, num_heads in (
-                ("q", config.num_attention_heads),
-                ("k", config.num_key_value_heads),
-                ("v", config.num_key_value_heads),
-            )
-        )
-        q, k = step.rotation.turn(q), step.rotation.turn(k)
-        if cache is not None:
-            k, v = cache.append(index, k, v, step.counts)
-        scale = config.head_dim**-0.5
-        mixed = ops.attention(q, k, v, step.bias, scale=scale, is_causal=step.is_causal)
-        return linear(weights, "self_attn.o_proj", merge_heads(mixed))
-
     def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
         """Final norm and logits, float32."""
         assert stack == "decoder"
-        hidden = rms_norm(fixed, _NORM, hidden, self.config.rms_norm_eps)
-        return ops.linear(
-            hidden, fixed[_EMBED if self.config.tie_word_embeddings else _HEAD]
-        ).float()
+        name = _EMBED if self.config.tie_word_embeddings else _HEAD
+        norm = rms_norm(fixed, _NORM, self.config.rms_norm_eps)
+        return ops.linear(hidden, fixed[name], norm=norm).float()
 
 
 def _rope_theta(fields: Fields) -> float:

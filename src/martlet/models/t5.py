@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from martlet.kernels import ops
-from martlet.layers.attention import causal_bias, merge_heads, padding_bias, split_heads
+from martlet.layers.attention import (
+    Heads,
+    Pass,
+    causal_bias,
+    cross_attention,
+    padding_bias,
+    self_attention,
+)
 from martlet.layers.kv_cache import KVCache, KVShape
-from martlet.layers.linear import linear, vector
+from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.relative_bias import RelativeBuckets, relative_bias
 from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
 from martlet.models.t5_config import T5Config
 
 __all__ = ["T5", "T5Config"]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What all blocks of a pass share; ``counts`` are the real tokens of each row."""
-
-    counts: list[int]
-    bias: Tensor  # (batch or 1, num_heads, num_tokens, num_keys)
-    cross_bias: Tensor | None  # (batch, 1, 1, num_encoder_tokens)
 
 
 class T5:
@@ -38,7 +34,8 @@ class T5:
     def __init__(self, config: T5Config) -> None:
         self.config = config
         self.vocab_size = config.vocab_size
-        self._scale = config.d_kv**-0.5 if config.attn_scale else 1.0
+        scale = config.d_kv**-0.5 if config.attn_scale else 1.0
+        self._heads = Heads(config.num_heads, config.num_heads, config.d_kv, scale)
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block, the encoder's layers and the decoder's, in file order."""
@@ -124,7 +121,7 @@ class T5:
         token_ids: Tensor,
         cache: KVCache | None,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor, _Step]:
+    ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the stack's final norm; a decoder needs its cache."""
         batch, num_tokens = token_ids.shape
         counts = [num_tokens] * batch if lengths is None else lengths.tolist()
@@ -134,14 +131,14 @@ class T5:
         if stack == "encoder":
             bias = relative_bias(table, self._buckets(stack), [0], num_tokens, num_tokens)
             padding = padding_bias(counts, num_tokens, hidden)
-            return hidden, _Step(counts, bias if padding is None else bias + padding, None)
+            return hidden, Pass(counts, bias if padding is None else bias + padding, False)
         assert cache is not None, "the decoder finds the encoder's output in the cache"
         starts, num_keys = cache.lengths, cache.longest_after(counts)
         bias = relative_bias(table, self._buckets(stack), starts, num_tokens, num_keys)
         if num_tokens > 1 or len(set(starts)) > 1:
             bias = bias + causal_bias(starts, num_tokens, num_keys, hidden)
         cross_bias = padding_bias(cache.encoder_lengths, cache.num_encoder_tokens, hidden)
-        return hidden, _Step(counts, bias, cross_bias)
+        return hidden, Pass(counts, bias, False, cross_bias)
 
     def _buckets(self, stack: Stack) -> RelativeBuckets:
         return RelativeBuckets(
@@ -156,7 +153,7 @@ class T5:
         index: int,
         weights: Weights,
         hidden: Tensor,
-        step: _Step,
+        step: Pass,
         cache: KVCache | None,
     ) -> Tensor:
         """Attention (twice in the decoder), then the feed-forward network.
@@ -175,54 +172,50 @@ class T5:
         return hidden
 
     def _self_attention(
-        self, weights: Weights, hidden: Tensor, step: _Step, cache: KVCache | None, index: int
+        self, weights: Weights, hidden: Tensor, step: Pass, cache: KVCache | None, index: int
     ) -> Tensor:
-        name, heads = "layer.0.SelfAttention", self.config.num_heads
-        normal = self._norm(weights, "layer.0.layer_norm", hidden)
-        q, k, v = (split_heads(linear(weights, f"{name}.{part}", normal), heads) for part in "qkv")
-        if cache is not None:
-            k, v = cache.append(index, k, v, step.counts)
-        mixed = ops.attention(q, k, v, step.bias, scale=self._scale)
-        return hidden + linear(weights, f"{name}.o", merge_heads(mixed))
+        name = "layer.0.SelfAttention"
+        norm = self._norm(weights, "layer.0.layer_norm")
+        qkv = linears(weights, [f"{name}.{part}" for part in "qkv"], hidden, norm=norm)
+        mixed = self_attention(qkv, self._heads, step, cache, index)
+        return linear(weights, f"{name}.o", mixed, residual=hidden)
 
     def _cross_attention(
-        self, weights: Weights, hidden: Tensor, step: _Step, cache: KVCache, index: int
+        self, weights: Weights, hidden: Tensor, step: Pass, cache: KVCache, index: int
     ) -> Tensor:
-        name, heads = "layer.1.EncDecAttention", self.config.num_heads
+        name = "layer.1.EncDecAttention"
 
-        def project(encoder_output: Tensor) -> tuple[Tensor, Tensor]:
-            keys = linear(weights, f"{name}.k", encoder_output)
-            values = linear(weights, f"{name}.v", encoder_output)
-            return split_heads(keys, heads), split_heads(values, heads)
+        def project(encoder_output: Tensor) -> tuple[Tensor, ...]:
+            return linears(weights, [f"{name}.k", f"{name}.v"], encoder_output)
 
-        normal = self._norm(weights, "layer.1.layer_norm", hidden)
-        q = split_heads(linear(weights, f"{name}.q", normal), heads)
-        k, v = cache.encoder_keys_values(index, project)
-        mixed = ops.attention(q, k, v, step.cross_bias, scale=self._scale)
-        return hidden + linear(weights, f"{name}.o", merge_heads(mixed))
+        norm = self._norm(weights, "layer.1.layer_norm")
+        q = linear(weights, f"{name}.q", hidden, norm=norm)
+        mixed = cross_attention(q, project, self._heads, step, cache, index)
+        return linear(weights, f"{name}.o", mixed, residual=hidden)
 
     def _feed_forward(self, weights: Weights, layer: str, hidden: Tensor) -> Tensor:
         name, activation = f"{layer}.DenseReluDense", self.config.dense_act_fn
-        normal = self._norm(weights, f"{layer}.layer_norm", hidden)
+        norm = self._norm(weights, f"{layer}.layer_norm")
         if self.config.is_gated_act:
-            gate = linear(weights, f"{name}.wi_0", normal)
-            inner = ops.gated_activation(gate, linear(weights, f"{name}.wi_1", normal), activation)
+            gate, up = f"{name}.wi_0", f"{name}.wi_1"
+            inner = gated_linear(weights, gate, up, hidden, activation, norm=norm)
         else:
-            inner = ops.ACTIVATIONS[activation](linear(weights, f"{name}.wi", normal))
-        return hidden + linear(weights, f"{name}.wo", inner)
+            inner = linear(weights, f"{name}.wi", hidden, norm=norm, activation=activation)
+        return linear(weights, f"{name}.wo", inner, residual=hidden)
 
-    def _norm(self, weights: Weights, name: str, hidden: Tensor) -> Tensor:
-        return rms_norm(weights, name, hidden, self.config.layer_norm_epsilon)
+    def _norm(self, weights: Weights, name: str) -> ops.Norm:
+        return rms_norm(weights, name, self.config.layer_norm_epsilon)
 
     def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
         """The encoder's final hidden state, or the decoder's logits in float32."""
-        hidden = self._norm(fixed, f"{stack}.final_layer_norm", hidden)
+        norm = self._norm(fixed, f"{stack}.final_layer_norm")
         if stack == "encoder":
-            return hidden
+            return ops.norm(hidden, norm)
+        weight = fixed["shared.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
         if self.config.scale_decoder_outputs:
-            hidden = hidden * self.config.d_model**-0.5
-        tied = self.config.tie_word_embeddings
-        return ops.linear(hidden, fixed["shared.weight" if tied else "lm_head.weight"]).float()
+            scaled = ops.norm(hidden, norm) * self.config.d_model**-0.5
+            return ops.linear(scaled, weight).float()
+        return ops.linear(hidden, weight, norm=norm).float()
 
 
 def _table_name(stack: Stack) -> str:
