@@ -1,0 +1,549 @@
+// y = act(norm(x) @ W.T + bias) + residual for few rows of x, W being int8 in tiles: decoding.
+//
+// Bound by reading W once. A block of WARPS warps owns a tile of 16 output rows and splits its
+// inputs; blocks walk over the tiles of up to three matrices with the same input (q, k and v). In
+// the gated form they walk over the same tile of two matrices: act(gate) * up. Every thread keeps
+// STAGES loads of 16 bytes in flight, which are its own operand as it comes, so that no thread waits
+// for another before a tile is done; the first of them are issued before the inputs are ready.
+//
+// MATRIX_UNITS 1: float16 products with float32 sums (mma), exact integers times the activation
+// rounded to float16 under a power-of-two scale a row. MATRIX_UNITS 0: dp4a, the activation rounded
+// to int8 with one scale for every 32 inputs.
+#include "common.cuh"
+
+#ifndef WARPS
+#define WARPS 8
+#endif
+#ifndef STAGES
+#define STAGES 8
+#endif
+#ifndef GATED
+#define GATED 0
+#endif
+#ifndef MATRIX_UNITS
+#define MATRIX_UNITS 1
+#endif
+// Rows of x: MAX_ROWS at most, a multiple of 8 for the matrix units.
+#ifndef MAX_ROWS
+#define MAX_ROWS 8
+#endif
+// The depth of the ring matters where loads are asynchronous; elsewhere it costs registers.
+#if __CUDA_ARCH__ >= 800
+#define DEPTH STAGES
+#else
+#define DEPTH 4
+#endif
+
+#define THREADS (WARPS * 32)
+#define MATRICES (GATED + 1)
+#define COLUMN_TILES (MAX_ROWS / 8)
+
+enum Normalisation { NO_NORM = 0, RMS_NORM = 1, LAYER_NORM = 2 };
+enum Activation { IDENTITY = 0, GELU_TANH = 1, GELU = 2, RELU = 3, SILU = 4 };
+
+struct Segment {
+    const u8* tiles;
+    const float* scale;
+    const act_t* bias;
+    int num_tiles;
+    int num_rows;
+};
+
+struct Arguments {
+    Segment segment[3];
+    const act_t* x;          // (rows, in_features)
+    const act_t* norm_weight;
+    const act_t* norm_bias;
+    const act_t* residual;   // (rows, out_features), may be y
+    void* y;                 // (rows, out_features)
+    int num_segments;
+    int rows;
+    int in_features;         // a multiple of 8
+    int num_chunks;          // of 32 inputs, the last one padded
+    int out_features;
+    int norm;
+    int activation;
+    int is_y_float;
+    float eps;
+};
+
+__device__ __forceinline__ float activate(float x, int activation) {
+    switch (activation) {
+        case GELU_TANH: {
+            const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+            return 0.5f * x * (1.0f + tanhf(inner));
+        }
+        case GELU:
+            return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
+        case RELU:
+            return fmaxf(x, 0.0f);
+        case SILU:
+            return x / (1.0f + expf(-x));
+        default:
+            return x;
+    }
+}
+
+// Sums over the block; the same bits in every thread. `scratch` holds WARPS floats a value.
+template <int COUNT>
+__device__ __forceinline__ void block_sum(float (&values)[COUNT], float* scratch) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) values[i] = warp_sum(values[i]);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0)
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) scratch[i * WARPS + (threadIdx.x >> 5)] = values[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        values[i] = 0.0f;
+        for (int w = 0; w < WARPS; w++) values[i] += scratch[i * WARPS + w];
+    }
+}
+
+__device__ __forceinline__ float block_max(float value, float* scratch) {
+    value = warp_max(value);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = value;
+    __syncthreads();
+    value = scratch[0];
+    for (int w = 1; w < WARPS; w++) value = fmaxf(value, scratch[w]);
+    return value;
+}
+
+// Eight normalised inputs of a row; zeros behind its end.
+__device__ __forceinline__ void load_input(const Arguments& a, const act_t* row, int at, float mean,
+                                           float rstd, float (&v)[8]) {
+    if (at >= a.in_features) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = 0.0f;
+        return;
+    }
+    load8(row + at, v);
+    if (a.norm == NO_NORM) return;
+    float weight[8], bias[8];
+    load8(a.norm_weight + at, weight);
+    if (a.norm == LAYER_NORM) load8(a.norm_bias + at, bias);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        v[i] = (v[i] - mean) * rstd * weight[i];
+        if (a.norm == LAYER_NORM) v[i] += bias[i];
+    }
+}
+
+__device__ __forceinline__ void statistics(const Arguments& a, const act_t* row, float* scratch,
+                                           float& mean, float& rstd) {
+    mean = 0.0f, rstd = 1.0f;
+    if (a.norm == NO_NORM) return;
+    float v[8];
+    if (a.norm == LAYER_NORM) {
+        float sum[1] = {0.0f};
+        for (int at = threadIdx.x * 8; at < a.in_features; at += THREADS * 8) {
+            load8(row + at, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum[0] += v[i];
+        }
+        block_sum(sum, scratch);
+        mean = sum[0] / a.in_features;
+    }
+    float square[1] = {0.0f};
+    for (int at = threadIdx.x * 8; at < a.in_features; at += THREADS * 8) {
+        load8(row + at, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) square[0] = fmaf(v[i] - mean, v[i] - mean, square[0]);
+    }
+    block_sum(square, scratch);
+    rstd = rsqrtf(square[0] / a.in_features + a.eps);
+}
+
+#if MATRIX_UNITS
+// Bytes 0,1 (low) or 2,3 (high) of a word as two float16: 0x64 above a byte u is 1024 + u.
+__device__ __forceinline__ u32 halves(u32 word, u32 selector) {
+    u32 biased, exact;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(biased) : "r"(word), "r"(0x64646464u), "r"(selector));
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(exact) : "r"(biased), "r"(0x64806480u));
+    return exact;
+}
+
+__device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
+                                         u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#elif __CUDA_ARCH__ >= 750
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+// The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
+// the order (q, e).
+__device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, float* scratch) {
+    for (int r = 0; r < a.rows; r++) {
+        const act_t* row = a.x + (size_t)r * a.in_features;
+        float mean, rstd, v[8];
+        statistics(a, row, scratch, mean, rstd);
+        float factor = 1.0f;
+#if ACTIVATION_TYPE != 0
+        // float16 has fewer exponents: a power of two brings the largest input to 2^13 .. 2^14.
+        float largest = 0.0f;
+        for (int at = threadIdx.x * 8; at < a.num_chunks * 32; at += THREADS * 8) {
+            load_input(a, row, at, mean, rstd, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+        }
+        largest = block_max(largest, scratch);
+        int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
+        exponent = min(max(exponent, -100), 110);
+        factor = __uint_as_float((u32)(127 + 13 - exponent) << 23);
+        if (threadIdx.x == 0) row_scale[r] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
+#else
+        if (threadIdx.x == 0) row_scale[r] = 1.0f;
+#endif
+        for (int at = threadIdx.x * 8; at < a.num_chunks * 32; at += THREADS * 8) {
+            load_input(a, row, at, mean, rstd, v);
+            const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
+            u32 pair[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                pair[i] = (u32)float_to_half(v[2 * i] * factor) |
+                          ((u32)float_to_half(v[2 * i + 1] * factor) << 16);
+            u8* place = staged + ((size_t)(chunk * a.rows + r) * 4 + c) * 16 + q * 8;
+            *(uint2*)place = make_uint2(pair[0], pair[1]);
+            *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
+        }
+    }
+}
+
+struct Accumulator {
+    float d[COLUMN_TILES][4];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) d[n][i] = 0.0f;
+    }
+    __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
+        const u32 low[4] = {halves(w.x, 0x4140), halves(w.y, 0x4140), halves(w.z, 0x4140),
+                            halves(w.w, 0x4140)};
+        const u32 high[4] = {halves(w.x, 0x4342), halves(w.y, 0x4342), halves(w.z, 0x4342),
+                             halves(w.w, 0x4342)};
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            multiply(d[n], low[0], low[1], high[0], high[1], b[n].x, b[n].y);
+            multiply(d[n], low[2], low[3], high[2], high[3], b[n].z, b[n].w);
+        }
+    }
+    // partial: (16, rows) of this warp
+    __device__ __forceinline__ void store(float* partial, int rows) const {
+        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int column = 8 * n + 2 * c + (i & 1);
+                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] = d[n][i];
+            }
+    }
+};
+
+__device__ __forceinline__ void load_operand(const u8* staged, int chunk, int rows,
+                                             uint4 (&b)[COLUMN_TILES]) {
+    const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) {
+        const int row = 8 * n + g;
+        b[n] = make_uint4(0, 0, 0, 0);
+        if (row < rows) b[n] = ((const uint4*)staged)[(chunk * rows + row) * 4 + c];
+    }
+}
+#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 64)
+
+#else  // dp4a
+
+// The inputs as int8: [chunk][row] of 32 bytes in the order (c, q, e); scales behind them.
+__device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, float* scratch) {
+    float* scales = (float*)(staged + (size_t)a.num_chunks * a.rows * 32);
+    for (int r = 0; r < a.rows; r++) {
+        const act_t* row = a.x + (size_t)r * a.in_features;
+        float mean, rstd, v[8];
+        statistics(a, row, scratch, mean, rstd);
+        if (threadIdx.x == 0) row_scale[r] = 1.0f;
+        // Four neighbouring threads hold a chunk; all of a warp stay in the loop for the exchange.
+        for (int base = 0; base < a.num_chunks * 32; base += THREADS * 8) {
+            const int at = base + threadIdx.x * 8;
+            load_input(a, row, at, mean, rstd, v);
+            float largest = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+            if (at >= a.num_chunks * 32) continue;
+            const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+            u32 word[2] = {0, 0};
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                word[i >> 2] |= ((u32)__float2int_rn(v[i] * inverse) & 255u) << (8 * (i & 3));
+            const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
+            u8* place = staged + (size_t)(chunk * a.rows + r) * 32 + c * 8 + q * 4;
+            *(u32*)place = word[0];
+            *(u32*)(place + 8) = word[1];
+            if ((at & 31) == 0) scales[chunk * a.rows + r] = largest / 127.0f;
+        }
+    }
+}
+
+struct Operand {
+    uint2 word;
+    float scale;
+};
+
+__device__ __forceinline__ int dot4(u32 a, u32 b, int sum) {
+#if __CUDA_ARCH__ >= 610
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(sum));
+#endif
+    return sum;
+}
+
+struct Accumulator {
+    float sum[MAX_ROWS][2];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++) sum[r][0] = sum[r][1] = 0.0f;
+    }
+    __device__ __forceinline__ void add(const Operand (&b)[MAX_ROWS], const uint4& w) {
+        // The bias of 128 turned back: the sign bit.
+        const u32 s[4] = {w.x ^ 0x80808080u, w.y ^ 0x80808080u, w.z ^ 0x80808080u,
+                          w.w ^ 0x80808080u};
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++) {
+            const int upper = dot4(s[2], b[r].word.y, dot4(s[0], b[r].word.x, 0));
+            const int lower = dot4(s[3], b[r].word.y, dot4(s[1], b[r].word.x, 0));
+            sum[r][0] = fmaf((float)upper, b[r].scale, sum[r][0]);
+            sum[r][1] = fmaf((float)lower, b[r].scale, sum[r][1]);
+        }
+    }
+    __device__ __forceinline__ void store(float* partial, int rows) const {
+        const int g = (threadIdx.x & 31) >> 2;
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float value = sum[r][h];
+                value += __shfl_xor_sync(0xffffffffu, value, 1);
+                value += __shfl_xor_sync(0xffffffffu, value, 2);
+                if ((threadIdx.x & 3) == 0 && r < rows) partial[(g + 8 * h) * rows + r] = value;
+            }
+    }
+};
+
+__device__ __forceinline__ void load_operand(const u8* staged, int chunk, int rows, int num_chunks,
+                                             Operand (&b)[MAX_ROWS]) {
+    const float* scales = (const float*)(staged + (size_t)num_chunks * rows * 32);
+#pragma unroll
+    for (int r = 0; r < MAX_ROWS; r++) {
+        b[r].word = make_uint2(0, 0), b[r].scale = 0.0f;
+        if (r < rows) {
+            b[r].word = ((const uint2*)staged)[(chunk * rows + r) * 4 + (threadIdx.x & 3)];
+            b[r].scale = scales[chunk * rows + r];
+        }
+    }
+}
+#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 36)
+#endif
+
+// Where a block's walk over the tiles stands. Segments lie behind each other in the output.
+struct Walk {
+    int tile;     // inside the segment
+    int segment;
+    __device__ __forceinline__ Walk(const Arguments& a, int first) : tile(first), segment(0) {
+        settle(a);
+    }
+    __device__ __forceinline__ void settle(const Arguments& a) {
+#if !GATED
+        while (segment < a.num_segments && tile >= a.segment[segment].num_tiles)
+            tile -= a.segment[segment++].num_tiles;
+#else
+        if (tile >= a.segment[0].num_tiles) segment = a.num_segments;
+#endif
+    }
+    __device__ __forceinline__ void next(const Arguments& a) {
+        tile += gridDim.x;
+        settle(a);
+    }
+    __device__ __forceinline__ bool done(const Arguments& a) const {
+        return segment >= a.num_segments;
+    }
+};
+
+// The loads of one thread, DEPTH ahead of their use.
+struct Ring {
+#if __CUDA_ARCH__ >= 800
+    u32 address;  // of this thread's first slot in shared memory
+    u8* slots;
+#else
+    uint4 slots[DEPTH][MATRICES];
+#endif
+    Walk walk;
+    int chunk;
+
+    __device__ __forceinline__ Ring(const Arguments& a, u8* memory)
+        : walk(a, blockIdx.x), chunk(threadIdx.x >> 5) {
+#if __CUDA_ARCH__ >= 800
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        slots = memory + warp * (DEPTH * MATRICES * 512) + lane * 16;
+        address = (u32)__cvta_generic_to_shared(slots);
+#endif
+    }
+    __device__ __forceinline__ void issue(const Arguments& a, int slot) {
+        if (!walk.done(a)) {
+            const int lane = threadIdx.x & 31;
+            if (chunk < a.num_chunks) {
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) {
+                    const Segment& segment = a.segment[GATED ? m : walk.segment];
+                    const u8* from = segment.tiles +
+                                     ((size_t)walk.tile * a.num_chunks + chunk) * 512 + lane * 16;
+#if __CUDA_ARCH__ >= 800
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                     address + (slot * MATRICES + m) * 512),
+                                 "l"(from)
+                                 : "memory");
+#else
+                    slots[slot][m] = load_stream((const uint4*)from);
+#endif
+                }
+            }
+            chunk += WARPS;
+            // All warps leave a tile after the same number of steps.
+            if (chunk - (int)(threadIdx.x >> 5) >= a.num_chunks) {
+                chunk = threadIdx.x >> 5;
+                walk.next(a);
+            }
+        }
+#if __CUDA_ARCH__ >= 800
+        asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+    }
+    __device__ __forceinline__ void wait_oldest() {
+#if __CUDA_ARCH__ >= 800
+        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+#endif
+    }
+    __device__ __forceinline__ uint4 take(int slot, int matrix) const {
+#if __CUDA_ARCH__ >= 800
+        return *(const uint4*)(slots + (slot * MATRICES + matrix) * 512);
+#else
+        return slots[slot][matrix];
+#endif
+    }
+};
+
+__device__ __forceinline__ float total(const float* partial, int rows, int index) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) sum += partial[w * 16 * rows + index];
+    return sum;
+}
+
+// One output of the tile a thread: all warps' partial sums are in.
+__device__ __forceinline__ void finish_tile(const Arguments& a, const Walk& walk,
+                                            const float* partial, const float* row_scale) {
+    for (int index = threadIdx.x; index < 16 * a.rows; index += THREADS) {
+        const int r = index % a.rows, row = walk.tile * 16 + index / a.rows;
+        const Segment& segment = a.segment[GATED ? 0 : walk.segment];
+        if (row >= segment.num_rows) continue;
+        float value = total(partial, a.rows, index) * row_scale[r] * segment.scale[row];
+        if (segment.bias) value += to_float(segment.bias[row]);
+        value = activate(value, a.activation);
+#if GATED
+        const float* other = partial + WARPS * 16 * a.rows;
+        value *= total(other, a.rows, index) * row_scale[r] * a.segment[1].scale[row];
+        const int column = row;
+#else
+        int column = row;
+        for (int s = 0; s < walk.segment; s++) column += a.segment[s].num_rows;
+#endif
+        const size_t at = (size_t)r * a.out_features + column;
+        if (a.residual) value += to_float(a.residual[at]);
+        if (a.is_y_float)
+            ((float*)a.y)[at] = value;
+        else
+            ((act_t*)a.y)[at] = from_float(value);
+    }
+}
+
+// Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: ring
+// (compute capability 8.0 on), inputs, partial sums of two tiles in flight, scales of the rows, scratch.
+extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT Arguments a) {
+    extern __shared__ __align__(16) u8 memory[];
+#if __CUDA_ARCH__ >= 800
+    u8* staged = memory + WARPS * DEPTH * MATRICES * 512;
+#else
+    u8* staged = memory;
+#endif
+    const int partial_size = MATRICES * WARPS * 16 * a.rows;
+    float* partial = (float*)(staged + ((INPUT_BYTES(a.num_chunks, a.rows) + 15) & ~15));
+    float* row_scale = partial + 2 * partial_size;
+    float* scratch = row_scale + MAX_ROWS;
+
+    Ring ring(a, memory);
+#pragma unroll
+    for (int slot = 0; slot < DEPTH; slot++) ring.issue(a, slot);
+    allow_next_kernel();
+    wait_for_inputs();
+    stage_inputs(a, staged, row_scale, scratch);
+    __syncthreads();
+
+    const int warp = threadIdx.x >> 5;
+    Accumulator sum[MATRICES];
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) sum[m].clear();
+    Walk walk(a, blockIdx.x);
+    int chunk = warp, parity = 0;
+    while (!walk.done(a)) {
+#pragma unroll
+        for (int slot = 0; slot < DEPTH; slot++) {
+            if (walk.done(a)) break;
+            ring.wait_oldest();
+            if (chunk < a.num_chunks) {
+#if MATRIX_UNITS
+                uint4 operand[COLUMN_TILES];
+                load_operand(staged, chunk, a.rows, operand);
+#else
+                Operand operand[MAX_ROWS];
+                load_operand(staged, chunk, a.rows, a.num_chunks, operand);
+#endif
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) sum[m].add(operand, ring.take(slot, m));
+            }
+            ring.issue(a, slot);
+            chunk += WARPS;
+            if (chunk - warp >= a.num_chunks) {
+                float* mine = partial + parity * partial_size;
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) {
+                    sum[m].store(mine + (m * WARPS + warp) * 16 * a.rows, a.rows);
+                    sum[m].clear();
+                }
+                __syncthreads();
+                finish_tile(a, walk, mine, row_scale);
+                // Two buffers: the next tile's sums must not meet this one's readers.
+                parity ^= 1;
+                chunk = warp;
+                walk.next(a);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+// What surrounds the blocks in a decode step: a token's embedding, and the choice of the next token.
+#include "common.cuh"
+
+#define THREADS 1024
+
+// Rows of a tiled int8 table as activations, plus a row of a position table where there is one.
+// Grid: one block a row of `y`.
+extern "C" __global__ void __launch_bounds__(256)
+    embed(const long long* token_ids, const u8* tiles, const float* scale, const act_t* positions,
+          const int* lengths, int num_positions, act_t* y, int hidden_size) {
+    allow_next_kernel();
+    wait_for_inputs();
+    const int row = (int)token_ids[blockIdx.x], chunks = (hidden_size + 31) / 32;
+    const int h = (row >> 3) & 1, g = row & 7;
+    const u8* tile = tiles + (size_t)(row >> 4) * chunks * 512;
+    const float factor = scale[row];
+    const int position = positions ? min(lengths[blockIdx.x], num_positions - 1) : 0;
+    for (int at = threadIdx.x * 4; at < hidden_size; at += blockDim.x * 4) {
+        const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
+        const u32 word = *(const u32*)(tile + chunk * 512 + (4 * g + c) * 16 + q * 8 + h * 4);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (at + e >= hidden_size) break;
+            // Rounded as a table look-up rounds, before the position comes in.
+            act_t value = from_float((float)((int)((word >> (8 * e)) & 255u) - 128) * factor);
+            if (positions)
+                value = from_float(to_float(value) +
+                                   to_float(positions[(size_t)position * hidden_size + at + e]));
+            y[(size_t)blockIdx.x * hidden_size + at + e] = value;
+        }
+    }
+}
+
+struct Best {
+    float score;
+    int index;
+};
+
+__device__ __forceinline__ Best better(Best a, Best b) {
+    // The lower index among equals, as everywhere.
+    return b.score > a.score || (b.score == a.score && b.index < a.index) ? b : a;
+}
+
+__device__ __forceinline__ Best warp_best(Best best) {
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) {
+        Best other;
+        other.score = __shfl_xor_sync(0xffffffffu, best.score, distance);
+        other.index = __shfl_xor_sync(0xffffffffu, best.index, distance);
+        best = better(best, other);
+    }
+    return best;
+}
+
+// The most probable token of each row that is not suppressed, and its log-probability among all.
+// Grid: one block a row. `status`: bit 0 = a logit was not finite.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    most_probable(const float* logits, const u8* suppressed, int vocab_size, long long* token_ids,
+                  float* logprobs, int* status) {
+    __shared__ Best bests[32];
+    __shared__ float largest[32], sums[32];
+    __shared__ int is_bad;
+    allow_next_kernel();
+    wait_for_inputs();
+    const float* row = logits + (size_t)blockIdx.x * vocab_size;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    if (threadIdx.x == 0) is_bad = 0;
+    __syncthreads();
+    Best best = {-INFINITY, 0x7fffffff};
+    float top = -INFINITY, sum = 0.0f;
+    bool bad = false;
+    for (int i = threadIdx.x; i < vocab_size; i += THREADS) {
+        const float value = row[i];
+        bad |= !(fabsf(value) < INFINITY);
+        if (!suppressed || !suppressed[i]) best = better(best, Best{value, i});
+        // One pass: the sum is brought to a new largest value when one comes.
+        if (value > top) sum = sum * expf(top - value) + 1.0f, top = value;
+        else sum += expf(value - top);
+    }
+    if (bad) is_bad = 1;
+    best = warp_best(best);
+    const float warp_top = warp_max(top);
+    sum = warp_sum(warp_top > -INFINITY ? sum * expf(top - warp_top) : 0.0f);
+    if (lane == 0) bests[warp] = best, largest[warp] = warp_top, sums[warp] = sum;
+    __syncthreads();
+    if (warp) return;
+    best = warp_best(bests[lane]);
+    top = warp_max(largest[lane]);
+    sum = warp_sum(sums[lane] * expf(largest[lane] - top));
+    if (lane) return;
+    token_ids[blockIdx.x] = best.index < vocab_size ? best.index : 0;
+    logprobs[blockIdx.x] = best.index < vocab_size ? row[best.index] - top - logf(sum) : -INFINITY;
+    if (is_bad || best.index >= vocab_size) atomicOr(status, 1);
+}
+
+// The end of a step, one thread a slot: notes the token, counts it, and tells whether the text ends.
+// A slot that is done reads its last token again and again without moving on.
+extern "C" __global__ void finish_step(long long* token_ids, const float* logprobs, int* lengths,
+                                       int* num_output, long long* output_ids,
+                                       float* output_logprobs, int output_capacity, int* is_done,
+                                       const int* ending_ids, int num_ending, int num_slots) {
+    allow_next_kernel();
+    wait_for_inputs();
+    const int slot = blockIdx.x * blockDim.x + threadIdx.x;
+    if (slot >= num_slots || is_done[slot]) return;
+    const int token_id = (int)token_ids[slot], place = num_output[slot];
+    if (place >= output_capacity) return;
+    output_ids[(size_t)slot * output_capacity + place] = token_id;
+    output_logprobs[(size_t)slot * output_capacity + place] = logprobs[slot];
+    num_output[slot] = place + 1;
+    lengths[slot] += 1;
+    for (int i = 0; i < num_ending; i++)
+        if (ending_ids[i] == token_id) is_done[slot] = 1;
+}
