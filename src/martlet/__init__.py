@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from martlet.engine.fill import Fill as Fill
     from martlet.errors import CapacityError as CapacityError
     from martlet.errors import ContextLengthError as ContextLengthError
+    from martlet.errors import DeviceError as DeviceError
     from martlet.errors import DiskFullError as DiskFullError
     from martlet.errors import DownloadError as DownloadError
+    from martlet.errors import KernelCompileError as KernelCompileError
     from martlet.errors import MartletError as MartletError
     from martlet.errors import ModelFileError as ModelFileError
     from martlet.errors import ModelNotFoundError as ModelNotFoundError
@@ -37,9 +39,11 @@ __all__ = [
     "Blank",
     "CapacityError",
     "ContextLengthError",
+    "DeviceError",
     "DiskFullError",
     "DownloadError",
     "Fill",
+    "KernelCompileError",
     "MartletError",
     "Model",
     "ModelFileError",

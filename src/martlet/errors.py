@@ -14,13 +14,17 @@ was found, what the limit is, and what to do next, in one line.
       ModelFileError                6 / 500   a model file is damaged, hostile or not supported
         VocabularyError             6 / 500   tokenizer and weights do not belong together
       ServerUnreachableError        7 / 502   no server answered
+      DeviceError                   1 / 500   the graphics card or its driver refused a call
+      KernelCompileError            1 / 500   a GPU kernel could not be compiled for this card
 """
 
 __all__ = [
     "CapacityError",
     "ContextLengthError",
+    "DeviceError",
     "DiskFullError",
     "DownloadError",
+    "KernelCompileError",
     "MartletError",
     "ModelFileError",
     "ModelNotFoundError",
@@ -91,3 +95,23 @@ class ServerUnreachableError(MartletError):
 
     exit_code = 7
     http_status = 502
+
+
+class DeviceError(MartletError):
+    """The graphics card or its driver refused a call, or is not there."""
+
+
+class KernelCompileError(MartletError):
+    """A GPU kernel could not be compiled.
+
+    Attributes:
+        log: What the compiler said, all of it; empty where no compiler ran.
+        options: What it was called with.
+    """
+
+    def __init__(self, message: str, log: str = "", options: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.log = log
+        self.options = options
+        if log:
+            self.add_note(log)  # tracebacks show it

@@ -1,0 +1,1 @@
+"""Bodies for NVIDIA graphics cards: sources in CUDA C++, compiled when first used."""

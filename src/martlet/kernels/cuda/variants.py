@@ -1,0 +1,28 @@
+"""Every set of compile-time choices that the kernels are used with, a row for each source.
+
+What stands here is compiled by a test for all supported cards, on machines without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["ARCHITECTURES", "VARIANTS"]
+
+# A GTX 1060 up to Blackwell; cards in between (8.7, 10.3, 12.1) have no code of their own. Hopper
+# runs the instructions of sm_90a too, which no later card has.
+ARCHITECTURES = (
+    "sm_61",
+    "sm_70",
+    "sm_75",
+    "sm_80",
+    "sm_86",
+    "sm_89",
+    "sm_90",
+    "sm_90a",
+    "sm_100",
+    "sm_120",
+)
+
+# Source without ".cu" -> the definitions of each of its variants; {} is a source without choices.
+VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {}
