@@ -4,6 +4,7 @@ import math
 import pytest
 
 import martlet as martlet_package
+from martlet.bench.shapes import SHAPES
 
 TEXT = "却说那老汉推开门，只见一个人站在那里。" * 12
 
@@ -82,3 +83,68 @@ def test_bench_refuses_more_than_the_context_holds(martlet, tiny_cpm1):
     done = martlet("bench", tiny_cpm1, "--prompt-tokens", "60", "--max-tokens", "5")
     assert done.code == 2
     assert "context of 64" in done.stderr
+
+
+TINY_SHAPE = {
+    "model_type": "t5",
+    "vocab_size": 640,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def tiny_shape(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY_SHAPE), encoding="utf-8")
+    return path
+
+
+def test_bench_measures_a_shape_without_any_weights(martlet, tiny_shape):
+    done = martlet(
+        "bench", "--shape", tiny_shape, "--device", "cpu", "--batch", "2", "--prompt-tokens", "8",
+        "--max-tokens", "4", "--repetitions", "1", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["shape"], row["quantize"], row["batch"]) == (str(tiny_shape), "int8", 2)
+    assert (row["prompt_tokens"], row["output_tokens"]) == (8, 4)
+    assert row["protocol"] == "bminf"
+    assert row["encode_seconds"] > 0
+
+
+def test_bench_shows_a_shape_to_people(martlet, tiny_shape):
+    done = martlet(
+        "bench", "--shape", tiny_shape, "--device", "cpu", "--prompt-tokens", "8",
+        "--max-tokens", "4", "--repetitions", "1",
+    )  # fmt: skip
+    assert f"{tiny_shape}, int8" in done.stdout
+    assert "tokens/s" in done.stdout
+    assert "GPU memory" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "either MODEL or --shape"),
+        (("some-model", "--shape", "cpm1"), "either MODEL or --shape"),
+        (("some-model", "--batch", "2"), "go with --shape"),
+        (("some-model", "--protocol", "bminf"), "go with --shape"),
+        (("--shape", "cpm9"), "one of cpm2-11b, cpm1"),
+    ],
+)
+def test_bench_says_what_to_give_instead(martlet, arguments, message):
+    done = martlet("bench", *arguments)
+    assert done.code == 2
+    assert message in done.stderr
+
+
+def test_bench_names_every_shape_that_there_is_in_its_help(martlet):
+    shown = " ".join(martlet("bench", "--help").stdout.split())
+    for name in SHAPES:
+        assert name in shown

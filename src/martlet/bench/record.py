@@ -16,14 +16,23 @@ __all__ = ["Record", "checkout_commit", "write_records"]
 class Record:
     """One measurement; None means that it does not apply or was not measured.
 
-    ``shape`` is the model. ``peer`` is None for Martlet itself. ``share_of_limit`` is the part of
-    ``copy_ceiling_bytes_per_second`` (how fast this machine reads the memory that holds the
-    weights, measured in the same run) that the weights of a decode step account for. Speeds are
-    medians over ``repetitions``.
+    ``shape`` is the model. ``peer`` is None for Martlet itself. ``share_of_limit`` is the shortest
+    time that a decode step can take on this machine over the time that it took; the shortest time
+    follows from ``copy_ceiling_bytes_per_second`` (how fast the machine moves bytes in the memory
+    that the weights are computed from: copies on a GPU, read and written bytes counted; reads on
+    the CPU) and ``pcie_bytes_per_second``, both measured in the same run. Speeds are medians over
+    ``repetitions``, and of all rows of the ``batch`` together. ``protocol`` names the workload of
+    a shape. ``encode_seconds`` and ``prefill_seconds`` (the first pass of the decoder) add up to
+    the time to the first token.
 
     Units:
         weight_bytes_per_token: bytes of weights that one decode step reads.
+        streamed_bytes_per_token: those of them that come over PCIe in each step.
         peak_process_bytes: the largest resident size of the process so far.
+        peak_gpu_process_bytes: GPU memory of the process as the driver counts it, at its most.
+        predicted_seconds_per_token: what the plan said of a decode step.
+        resident_blocks, streamed_blocks: decoder blocks, in decode steps.
+        kernel_compile_seconds: the part of loading that went into compiling kernels.
     """
 
     shape: str
@@ -50,6 +59,17 @@ class Record:
     decode_threads: int
     load_seconds: float
     date: str
+    protocol: str | None = None
+    batch: int = 1
+    peer_version: str | None = None
+    encode_seconds: float | None = None
+    prefill_seconds: float | None = None
+    predicted_seconds_per_token: float | None = None
+    peak_gpu_process_bytes: int | None = None
+    matrix_flop_per_second: float | None = None
+    resident_blocks: int | None = None
+    streamed_blocks: int | None = None
+    kernel_compile_seconds: float | None = None
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -4,36 +4,60 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from martlet.cli.options import LoadOptions, as_json, load_options, model_argument
+from martlet.cli.options import TEXT, LoadOptions, as_json, load_options
 from martlet.cli.output import duration, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
+from martlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from martlet.bench.record import Record
 
 __all__ = ["command"]
 
 
+_MODEL_PROMPT_TOKENS = 128
+_MODEL_OUTPUT_TOKENS = 64
+
+
 @click.command("bench")
-@model_argument
+@click.argument("model", type=TEXT, required=False)
+@click.option(
+    "--shape",
+    type=TEXT,
+    metavar="NAME",
+    help="Instead of MODEL: random weights at the sizes of cpm2-11b, cpm1, eva, llama-8b, "
+    "llama-7b or t5-11b, or of a config.json.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["bminf", "prefill512"]),
+    help="Tokens to read and to generate for a shape: 256 and 256, or 512 and 129. "
+    "[default: bminf with an encoder, else prefill512]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Texts at a time, of a shape.  [default: 1]",
+)
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(1),
     metavar="N",
-    default=128,
-    show_default=True,
-    help="Tokens of the prompt.",
+    help="Tokens of the prompt.  [default: 128, or the protocol's]",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(2),
     metavar="N",
-    default=64,
-    show_default=True,
-    help="Tokens to generate after the prompt.",
+    help="Tokens to generate after the prompt.  [default: 64, or the protocol's]",
 )
 @click.option(
     "--repetitions",
@@ -51,9 +75,12 @@ __all__ = ["command"]
 @as_json
 @load_options
 def command(  # noqa: PLR0913 - one parameter a flag
-    model: str,
-    prompt_tokens: int,
-    max_tokens: int,
+    model: str | None,
+    shape: str | None,
+    protocol: str | None,
+    batch: int | None,
+    prompt_tokens: int | None,
+    max_tokens: int | None,
     repetitions: int,
     output: Path | None,
     as_json: bool,
@@ -62,29 +89,87 @@ def command(  # noqa: PLR0913 - one parameter a flag
     """Measure prefill and decode of MODEL, and the share of what this machine's memory allows.
 
     Medians over the repetitions, after one run that does not count. The output is greedy and does
-    not end early.
+    not end early. With --shape the weights are random, int8 unless --quantize none, made in memory
+    without any file.
     """
-    from martlet.bench.measure import Workload, measure
     from martlet.bench.record import write_records
-    from martlet.engine.loading import LoadOptions as EngineLoadOptions
 
-    workload = Workload(prompt_tokens, max_tokens, repetitions)
-    with Meter("measuring") as meter:
-        record = measure(
-            model,
-            EngineLoadOptions(**loading.arguments()),
-            workload,
-            shlex.join(["martlet", *sys.argv[1:]]),
-            meter.update,
-        )
+    lengths = _Lengths(prompt_tokens, max_tokens, repetitions)
+    if shape is not None and model is None:
+        record = _measure_shape(shape, protocol, batch or 1, lengths, loading)
+    elif model is not None and shape is None:
+        if protocol is not None or batch is not None:
+            raise UsageError("--protocol and --batch go with --shape; leave them out for a MODEL")
+        record = _measure_model(model, lengths, loading)
+    else:
+        raise UsageError("give either MODEL or --shape NAME to measure")
     if output is not None:
         write_records(output, [record])
     if as_json:
         print_json([asdict(record)])
-        return
+    else:
+        _print(record)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    prompt_tokens: int | None
+    output_tokens: int | None
+    repetitions: int
+
+
+def _measure_model(model: str, lengths: _Lengths, loading: LoadOptions) -> Record:
+    from martlet.bench.measure import Workload, measure
+    from martlet.engine.loading import LoadOptions as EngineLoadOptions
+
+    workload = Workload(
+        lengths.prompt_tokens or _MODEL_PROMPT_TOKENS,
+        lengths.output_tokens or _MODEL_OUTPUT_TOKENS,
+        lengths.repetitions,
+    )
+    with Meter("measuring") as meter:
+        return measure(
+            model,
+            EngineLoadOptions(**loading.arguments()),
+            workload,
+            _command_line(),
+            meter.update,
+        )
+
+
+def _measure_shape(
+    name: str, protocol: str | None, batch: int, lengths: _Lengths, loading: LoadOptions
+) -> Record:
+    from martlet.bench.measure_shape import default_protocol, measure_shape, workload_of
+    from martlet.bench.opening import Setting
+    from martlet.bench.shapes import find_shape
+
+    shape = find_shape(name)
+    protocol = protocol or default_protocol(shape)
+    workload = workload_of(
+        protocol, lengths.prompt_tokens, lengths.output_tokens, lengths.repetitions, batch
+    )
+    setting = Setting(
+        quantize=loading.quantize or "int8",
+        device=loading.device,
+        gpu_memory_bytes=loading.gpu_memory,
+        ram_bytes=loading.ram,
+        num_threads=loading.threads,
+    )
+    with Meter("measuring") as meter:
+        return measure_shape(shape, setting, workload, protocol, _command_line(), meter.update)
+
+
+def _command_line() -> str:
+    return shlex.join(["martlet", *sys.argv[1:]])
+
+
+def _print(record: Record) -> None:
     share, ceiling = record.share_of_limit, record.copy_ceiling_bytes_per_second
-    limit = f"{share:.0%} of {ceiling / 1e9:.1f} GB/s" if share and ceiling else "not measured"
-    for name, value in (
+    limit = f"{share:.0%}" if share else "not measured"
+    if share and ceiling and not record.streamed_bytes_per_token:
+        limit += f" of {ceiling / 1e9:.1f} GB/s"
+    lines = [
         ("model", f"{record.shape}, {record.quantize}"),
         ("device", record.device),
         ("threads", f"{record.num_threads}, {record.decode_threads} for single tokens"),
@@ -95,5 +180,12 @@ def command(  # noqa: PLR0913 - one parameter a flag
         ("share of limit", limit),
         ("peak memory", format_bytes(record.peak_process_bytes)),
         ("load", duration(record.load_seconds)),
-    ):
+    ]
+    if record.streamed_bytes_per_token:
+        lines.append(("streamed", f"{format_bytes(record.streamed_bytes_per_token)} a token"))
+    if record.pcie_bytes_per_second:
+        lines.append(("link", f"{record.pcie_bytes_per_second / 1e9:.1f} GB/s"))
+    if record.peak_gpu_process_bytes is not None:
+        lines.append(("peak GPU memory", format_bytes(record.peak_gpu_process_bytes)))
+    for name, value in lines:
         print_text(f"{name:<15} {value}")
