@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from martlet.memory.plan import Placement, Plan
 from martlet.models.architecture import FIXED, Architecture, TensorSpec
 
-__all__ = ["Ceilings", "StepBytes", "step_bytes", "streamed_parts", "tensor_bytes"]
+__all__ = [
+    "Ceilings",
+    "StepBytes",
+    "step_bytes",
+    "step_weight_bytes",
+    "streamed_parts",
+    "tensor_bytes",
+]
 
 _HEADS = ("lm_head.weight", "transformer.wte.weight", "shared.weight", "model.embed_tokens.weight")
 _SCALE_BYTES = 4
@@ -46,7 +53,13 @@ class StepBytes:
 def step_bytes(
     architecture: Architecture, plan: Plan, quantize: str, float_bytes: int
 ) -> StepBytes:
-    """What a decode step reads: the layers of the decoder and the output matrix.
+    """What a decode step reads, and what of it the plan streams."""
+    weights = step_weight_bytes(architecture, quantize, float_bytes)
+    return StepBytes(weights, sum(part.nbytes for part in streamed_parts(plan)))
+
+
+def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: int) -> int:
+    """Bytes of weights that a decode step reads: the layers of the decoder and the output matrix.
 
     Of an embedding table one row is read, which is left out unless it is the output matrix too;
     so are tensors that are read once a text, and padding. ``float_bytes`` is the size of a number
@@ -61,7 +74,7 @@ def step_bytes(
         elif block.name.startswith("decoder."):
             read = (tensor for tensor in block.tensors if not tensor.once)
             total += sum(tensor_bytes(tensor, quantize, float_bytes) for tensor in read)
-    return StepBytes(total, sum(part.nbytes for part in streamed_parts(plan)))
+    return total
 
 
 def streamed_parts(plan: Plan) -> list[Placement]:

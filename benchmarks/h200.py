@@ -1,0 +1,177 @@
+"""Measure shapes at several GPU memory budgets, and peers; writes a list of rows.
+
+    PYTHONPATH=src python benchmarks/h200.py --shapes cpm2-11b --budgets none,6GiB,3GiB,1.5GiB
+    PYTHONPATH=src python benchmarks/h200.py --shapes llama-8b --budgets 5GiB --peers accelerate
+
+Every measurement runs in a process of its own, so that its peak memory is its own. One that fails
+or takes too long is told and left out; rows are written as they come. Rows of an earlier run that
+measured the same (shape, protocol, batch, budget, form, peer) are replaced, all others kept.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from martlet.bench.shapes import find_shape
+from martlet.device.size import parse_bytes
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "h200.json"
+_IDENTITY = ("shape", "quantize", "protocol", "batch", "gpu_memory_budget_bytes", "peer")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run everything that was asked for, and say at the end what failed."""
+    options = _parse()
+    failed = 0
+    for command in _commands(options):
+        shown = " ".join(command)
+        start = time.perf_counter()
+        row, problem = _run(command, options.timeout)
+        seconds = time.perf_counter() - start
+        if row is None:
+            failed += 1
+            print(f"FAILED after {seconds:.0f} s: {shown}\n  {problem}", flush=True)
+            continue
+        row["command"] = shown
+        row["commit"] = row["commit"] or options.commit
+        _store(options.out, row)
+        print(f"{_line(row)}  [{seconds:.0f} s]", flush=True)
+    if failed:
+        sys.exit(f"{failed} measurements failed")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", type=_words, default=["cpm2-11b"])
+    parser.add_argument("--budgets", type=_words, default=["none", "6GiB", "3GiB", "1.5GiB"])
+    parser.add_argument("--batches", type=_words, default=["1"])
+    parser.add_argument("--protocols", type=_words, default=["default"])
+    parser.add_argument("--quantize", choices=["int8", "none"], default="int8")
+    parser.add_argument("--peers", type=_words, default=[])
+    parser.add_argument("--no-ours", action="store_true", help="measure peers alone")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--repetitions", default="3")
+    parser.add_argument("--max-tokens", help="instead of the protocol's")
+    parser.add_argument("--prompt-tokens", help="instead of the protocol's")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds for one measurement")
+    parser.add_argument("--commit", help="recorded where the sources are in no git checkout")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    for budget in options.budgets:
+        if budget != "none":
+            parse_bytes(budget, "--budgets")
+    for shape in options.shapes:
+        find_shape(shape)
+    return options
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _commands(options: argparse.Namespace) -> Iterator[list[str]]:
+    """What to run, without the interpreter, as a reader of the row would repeat it."""
+    lengths = ["--repetitions", options.repetitions]
+    for flag, value in (
+        ("--prompt-tokens", options.prompt_tokens),
+        ("--max-tokens", options.max_tokens),
+    ):
+        lengths += [flag, value] if value else []
+    for shape in options.shapes:
+        for protocol in options.protocols:
+            chosen = [] if protocol == "default" else ["--protocol", protocol]
+            for batch in options.batches:
+                common = ["--shape", shape, *chosen, "--batch", batch, *lengths]
+                common += ["--device", options.device]
+                if not options.no_ours:
+                    yield from _our_commands(common, options)
+                yield from _peer_commands(common, options)
+
+
+def _our_commands(common: list[str], options: argparse.Namespace) -> Iterator[list[str]]:
+    for budget in options.budgets:
+        limit = [] if budget == "none" else ["--gpu-memory", budget]
+        yield ["martlet", "bench", *common, "--quantize", options.quantize, *limit]
+
+
+def _peer_commands(common: list[str], options: argparse.Namespace) -> Iterator[list[str]]:
+    script = "benchmarks/peers/generate.py"
+    if "transformers" in options.peers:
+        yield ["python", script, "--peer", "transformers", *common]
+    if "accelerate" in options.peers:
+        for budget in options.budgets:
+            if budget != "none":
+                yield ["python", script, "--peer", "accelerate", *common, "--gpu-memory", budget]
+
+
+def _run(command: list[str], timeout: float) -> tuple[Row | None, str]:
+    """The row that a measurement made, or None and why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "row.json"
+        is_ours = command[0] == "martlet"
+        arguments = ["-m", *command, "--json"] if is_ours else command[1:]
+        source = str(ROOT / "src")
+        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        with output.open("wb") as stdout:
+            try:
+                done = subprocess.run(
+                    [sys.executable, *arguments],
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONPATH": path},
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    timeout=timeout,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return None, f"took longer than {timeout:.0f} s"
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            return None, f"exit {done.returncode}: " + " | ".join(lines[-3:])
+        made = json.loads(output.read_text(encoding="utf-8"))
+    return (made[0] if isinstance(made, list) else made), ""
+
+
+def _store(path: Path, row: Row) -> None:
+    """Put a row in the place of the one that measured the same, or behind all others."""
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    identity = [row[name] for name in _IDENTITY]
+    for index, old in enumerate(rows):
+        if [old[name] for name in _IDENTITY] == identity:
+            rows[index] = row
+            break
+    else:
+        rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _line(row: Row) -> str:
+    budget = row["gpu_memory_budget_bytes"]
+    peak = row["peak_gpu_process_bytes"]
+    share = row["share_of_limit"]
+    parts = [
+        f"{row['peer'] or 'martlet':<12} {row['shape']:<9} {row['quantize']:<8}",
+        f"{row['protocol']:<10} batch {row['batch']}",
+        f"budget {'none' if budget is None else f'{budget / 2**30:.2f} GiB':<9}",
+        f"decode {row['decode_tokens_per_second']:8.2f} t/s",
+        f"{'' if share is None else f'{share:.1%} of limit':<16}",
+        f"first token {1000 * row['time_to_first_token_seconds']:7.1f} ms",
+        f"peak {'-' if peak is None else f'{peak / 2**30:.2f} GiB'}",
+    ]
+    return "  ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
