@@ -1,5 +1,6 @@
 """Every CUDA source compiles for every supported card, as Python uses it, on any machine."""
 
+import re
 from importlib.resources import files
 
 import pytest
@@ -13,6 +14,10 @@ SOURCES = sorted(
     for entry in files("martlet.kernels.cuda").iterdir()
     if entry.name.endswith(".cu")
 )
+
+# Of a thread. A few registers over a limit that occupancy asks for cost less than a block fewer
+# would; an array that went to device memory is hundreds of bytes.
+MAX_SPILL_BYTES = 32
 
 
 def test_every_source_has_a_row_of_variants() -> None:
@@ -33,6 +38,6 @@ def test_a_source_compiles_and_keeps_its_registers(name: str, architecture: str)
         except KernelCompileError as error:
             pytest.fail(f"{error}\n{error.log}")
         assert cubin.startswith(b"\x7fELF")
-        spills = [line for line in log.splitlines() if "bytes spill stores" in line]
+        spills = [int(count) for count in re.findall(r"(\d+) bytes spill stores", log)]
         assert spills or "Compiling entry function" not in log, "the report's wording changed"
-        assert all(" 0 bytes spill stores" in line for line in spills), f"{defines}\n{log}"
+        assert max(spills, default=0) <= MAX_SPILL_BYTES, f"{defines}\n{log}"

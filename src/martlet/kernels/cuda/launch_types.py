@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -49,7 +52,7 @@ _Value = ctypes._SimpleCData | ctypes.Structure  # type: ignore[type-arg]
 
 
 def parameters(
-    arguments: tuple[object, ...],
+    arguments: tuple[Any, ...],
 ) -> tuple[list[_Value], ctypes.Array[ctypes.c_void_p]]:
     """The values that a kernel reads, and pointers to them; valid while the values live.
 
@@ -57,23 +60,29 @@ def parameters(
         TypeError: An argument is neither tensor, None, int, float nor a ctypes value.
         OverflowError: An int has more than 32 bits.
     """
-    values = [_value(argument) for argument in arguments]
+    values = [_converter(type(argument))(argument) for argument in arguments]  # type: ignore[arg-type]
     return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
 
 
-def _value(argument: object) -> _Value:
-    if isinstance(argument, ctypes.Structure | ctypes._SimpleCData):
-        return argument
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, int):
-        if not -_INT_LIMIT <= argument < _INT_LIMIT:  # ctypes would drop the upper bits
-            raise OverflowError(f"{argument} has more than 32 bits; pass ctypes.c_int64(...)")
-        return ctypes.c_int(argument)
-    if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    if argument is None:
-        return ctypes.c_void_p()
+@functools.cache
+def _converter(kind: type[Any]) -> Callable[[Any], _Value]:
+    # Found once for each type: hundreds of launches a token ask for it.
+    if issubclass(kind, ctypes.Structure | ctypes._SimpleCData):
+        return lambda value: value
+    if issubclass(kind, Tensor):
+        return lambda tensor: ctypes.c_void_p(tensor.data_ptr())
+    if issubclass(kind, int):
+        return _int
+    if issubclass(kind, float):
+        return ctypes.c_float
+    if kind is type(None):
+        return lambda _: ctypes.c_void_p()
     raise TypeError(
-        f"a kernel takes tensors, None, int, float and ctypes values, not {type(argument).__name__}"
+        f"a kernel takes tensors, None, int, float and ctypes values, not {kind.__name__}"
     )
+
+
+def _int(number: int) -> ctypes.c_int:
+    if not -_INT_LIMIT <= number < _INT_LIMIT:  # ctypes would drop the upper bits
+        raise OverflowError(f"{number} has more than 32 bits; pass ctypes.c_int64(...)")
+    return ctypes.c_int(number)

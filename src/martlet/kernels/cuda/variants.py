@@ -24,5 +24,19 @@ ARCHITECTURES = (
     "sm_120",
 )
 
+_TYPES = (0, 1, 2)  # of activations: float16, bfloat16, float32
+
 # Source without ".cu" -> the definitions of each of its variants; {} is a source without choices.
-VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {}
+VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
+    "attention": [
+        *({"ACTIVATION_TYPE": number, "HEAD_DIM": 64, "GROUP": 1} for number in _TYPES),
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
+    ],
+    "linear": [
+        # Every pair of choices, not every triple: the largest source takes longest.
+        {"ACTIVATION_TYPE": number, "GATED": gated, "MATRIX_UNITS": (number + gated) % 2}
+        for number in _TYPES
+        for gated in (0, 1)
+    ],
+    "step": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+}
