@@ -1,6 +1,7 @@
-"""Fill the measured figures of both READMEs from benchmarks/results; `make docs` runs this.
+"""Fill the measured figures of the pages from benchmarks/results; `make docs` runs this.
 
-`--check` changes nothing and fails when a page does not show what the files say.
+`--check` changes nothing and fails when a page does not show what the files say. The plot is not
+compared: other versions of what draws it write other files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import benchmark_page
+import memory_plot
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,6 +26,9 @@ UNITS = {
 # The words around the figures, by page.
 WORDS: dict[str, dict[str, str]] = json.loads(
     (ROOT / "docs/measurements.json").read_text(encoding="utf-8")
+)
+BENCHMARK_WORDS: dict[str, dict[str, str]] = json.loads(
+    (ROOT / "docs/benchmarks.json").read_text(encoding="utf-8")
 )
 
 
@@ -83,17 +90,32 @@ def render(words: dict[str, str]) -> str:
     return "\n".join(parts)
 
 
+def render_benchmarks(page: str, words: dict[str, str]) -> str:
+    """What stands between the marks of a benchmark page; nothing is claimed without rows."""
+    folder = "../" * (page.count("/") - 1)
+    return benchmark_page.render(_benchmark_rows(), words, folder)
+
+
+def _benchmark_rows() -> list[dict[str, Any]]:
+    return _load("h200") if (RESULTS / "h200.json").exists() else []
+
+
 def main() -> None:
     """Fill the pages, or with --check compare them."""
-    for name, words in WORDS.items():
+    texts = {name: render(words) for name, words in WORDS.items()}
+    texts |= {name: render_benchmarks(name, words) for name, words in BENCHMARK_WORDS.items()}
+    for name, text in texts.items():
         page = ROOT / name
         old = page.read_text(encoding="utf-8")
         before, after = old.split(BEGIN)[0], old.split(END)[1]
-        new = f"{before}{BEGIN}\n{render(words)}\n{END}{after}"
+        new = f"{before}{BEGIN}\n{text}\n{END}{after}"
         if sys.argv[1:] != ["--check"]:
             page.write_text(new, encoding="utf-8")
         elif new != old:
             sys.exit(f"{name} does not show what benchmarks/results says; run `make docs`")
+    plotted = benchmark_page.plotted(_benchmark_rows())
+    if sys.argv[1:] != ["--check"] and len(plotted) > 1:
+        memory_plot.draw(plotted, ROOT / "docs" / benchmark_page.PLOT)
 
 
 if __name__ == "__main__":
