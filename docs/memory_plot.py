@@ -22,17 +22,20 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("svg")
     # Without these every run would write other names and another date.
     matplotlib.rcParams["svg.hashsalt"] = "martlet"
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
     for label, style, points in _lines(rows):
         axes.plot(*zip(*points, strict=True), style, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("GPU memory budget of the process, GiB (the last point: no budget)")
     axes.set_ylabel("tokens per second, batch 1")
     axes.set_title(f"{rows[0]['shape']}, {rows[0]['quantize']}, {rows[0]['device']}")
-    axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(loc="upper left")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="lower right")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
