@@ -18,9 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
-from martlet.kernels import tiled
+from martlet.kernels import reference, tiled
+from martlet.kernels.cache_view import CacheView
 from martlet.kernels.cpu.int8_linear import int8_linear
+from martlet.kernels.cuda import decode, few_rows
+from martlet.kernels.cuda.driver import break_launch_chain
 from martlet.kernels.norm import Norm
+from martlet.kernels.step_state import StepState
 from martlet.quantization.packing import tile_rows_of
 from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
@@ -28,16 +32,22 @@ __all__ = [
     "ACTIVATIONS",
     "Norm",
     "attention",
+    "break_launch_chain",
     "embedding",
+    "finish_step",
     "gated_linear",
     "gelu",
     "gelu_tanh",
     "linear",
     "linears",
+    "logits",
+    "most_probable",
     "norm",
     "relu",
     "rotary",
     "silu",
+    "step_attention",
+    "step_embedding",
 ]
 
 
@@ -59,14 +69,38 @@ def linear(
         residual: (..., out_features), dtype of ``x``
         return: (..., out_features), dtype of ``x``
     """
+    if residual is not None:
+        assert residual.dtype == x.dtype
+        assert residual.shape == (*x.shape[:-1], weight.shape[0])
+    tiles = _tiles(x, [weight])
+    if tiles is not None:
+        rows = x.reshape(-1, x.shape[-1])
+        added = None if residual is None else residual.reshape(rows.shape[0], -1)
+        epilogue = few_rows.Epilogue(activation, added)
+        return few_rows.linear(rows, tiles, [bias], norm, epilogue).view(*x.shape[:-1], -1)
     out = _product(_normal(x, norm), weight, bias)
     if activation is not None:
         out = ACTIVATIONS[activation](out)
     if residual is not None:
-        assert residual.shape == out.shape
-        assert residual.dtype == out.dtype
         out += residual
     return out
+
+
+def logits(x: Tensor, weight: Weight, *, norm: Norm | None = None) -> Tensor:
+    """``norm(x) @ weight.T`` in float32: what tokens are chosen by.
+
+    Shapes:
+        x: (..., in_features)
+        weight: (vocab_size, in_features)
+        return: (..., vocab_size) float32
+    """
+    tiles = _tiles(x, [weight])
+    if tiles is not None:
+        rows = x.reshape(-1, x.shape[-1])
+        epilogue = few_rows.Epilogue(dtype=torch.float32)
+        out = few_rows.linear(rows, tiles, [None], norm, epilogue)
+        return out.view(*x.shape[:-1], -1)
+    return _product(_normal(x, norm), weight, None).float()
 
 
 def linears(
@@ -84,6 +118,12 @@ def linears(
         biases: one a weight, (out_features,)
         return: one a weight, (..., out_features), dtype of ``x``
     """
+    tiles = _tiles(x, weights)
+    if tiles is not None:
+        rows = x.reshape(-1, x.shape[-1])
+        out = few_rows.linear(rows, tiles, biases, norm)
+        sizes = [weight.shape[0] for weight in weights]
+        return torch.split(out.view(*x.shape[:-1], -1), sizes, dim=-1)
     normal = _normal(x, norm)
     return tuple(
         _product(normal, weight, bias) for weight, bias in zip(weights, biases, strict=True)
@@ -101,8 +141,22 @@ def gated_linear(
         return: (..., out_features), dtype of ``x``
     """
     assert gate.shape == up.shape
+    tiles = _tiles(x, [gate, up])
+    if tiles is not None:
+        rows = x.reshape(-1, x.shape[-1])
+        return few_rows.gated_linear(rows, tiles[0], tiles[1], activation, norm).view(
+            *x.shape[:-1], -1
+        )
     normal = _normal(x, norm)
     return ACTIVATIONS[activation](_product(normal, gate, None)) * _product(normal, up, None)
+
+
+def _tiles(x: Tensor, weights: Sequence[Weight]) -> list[TiledTensor] | None:
+    """The weights where the kernels for few rows take them, else None."""
+    if not x.is_cuda or x.numel() > few_rows.MAX_ROWS * x.shape[-1] or x.shape[-1] % 8:
+        return None
+    tiles = [weight for weight in weights if isinstance(weight, TiledTensor)]
+    return tiles if len(tiles) == len(weights) else None
 
 
 def _normal(x: Tensor, parameters: Norm | None) -> Tensor:
@@ -116,7 +170,9 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     rows = x.reshape(-1, in_features)
-    if isinstance(weight, QuantizedTensor) and x.device.type == "cpu":
+    if isinstance(weight, TiledTensor):
+        out = rows @ weight.dequantize(x.dtype).T
+    elif isinstance(weight, QuantizedTensor) and x.device.type == "cpu":
         out = int8_linear(rows, weight)
     else:
         out = tiled.linear(rows, weight)
@@ -137,9 +193,30 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
         rows = F.embedding(token_ids, weight.data).to(torch.float32)
         return (rows * weight.scale[token_ids].to(torch.float32)[..., None]).to(dtype)
     if isinstance(weight, TiledTensor):
+        if token_ids.is_cuda:
+            rows = decode.embed(token_ids.reshape(-1), weight, dtype)
+            return rows.view(*token_ids.shape, -1)
         integers = tile_rows_of(weight.data, token_ids, weight.shape[1])
         return (integers.to(torch.float32) * weight.scale[token_ids][..., None]).to(dtype)
     return F.embedding(token_ids, weight).to(dtype)
+
+
+def step_embedding(
+    weight: Weight, token_ids: Tensor, dtype: torch.dtype, positions: Tensor, places: Tensor
+) -> Tensor:
+    """The rows of two tables together: by token, and by the place that each slot has come to.
+
+    Shapes:
+        weight: (num_embeddings, hidden_size), float or int8
+        token_ids: (num_slots, 1) int64
+        positions: (num_positions, hidden_size)
+        places: (num_slots,) int32; the last position stands for all beyond
+        return: (num_slots, 1, hidden_size)
+    """
+    if token_ids.is_cuda and isinstance(weight, TiledTensor) and positions.dtype == dtype:
+        return decode.embed(token_ids[:, 0], weight, dtype, positions, places)[:, None]
+    known = places.clamp(max=positions.shape[0] - 1).to(torch.int64)[:, None]
+    return embedding(weight, token_ids, dtype) + embedding(positions, known, dtype)
 
 
 def norm(x: Tensor, parameters: Norm) -> Tensor:
@@ -236,3 +313,58 @@ def attention(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, scale=scale, is_causal=is_causal, enable_gqa=is_grouped
     )
+
+
+def step_attention(
+    qkv: Sequence[Tensor | None],
+    cache: CacheView,
+    scale: float,
+    bias: Tensor | None = None,
+    frequency: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token a slot over a cache whose lengths are read on the device.
+
+    The new keys and values are written into the cache; without them (None) the cache stays as it
+    is, as in cross attention.
+
+    Shapes:
+        qkv: queries (num_slots, num_heads * head_dim), keys and values
+            (num_slots, num_kv_heads * head_dim)
+        bias: (num_heads, num_distances) float32 by the distance to the key, the last for all beyond
+        frequency: (head_dim / 2,) float32: turns queries and keys as ``rotary`` does
+        return: (num_slots, num_heads * head_dim)
+    """
+    q, k, v = qkv
+    assert q is not None
+    head_dim = cache.keys.shape[3]
+    group_width = q.shape[1] // cache.keys.shape[1]
+    if q.is_cuda and head_dim % 8 == 0 and group_width <= decode.MAX_GROUP_WIDTH:
+        return decode.attention((q, k, v), cache, scale, bias, frequency)
+    return reference.step_attention(qkv, cache, scale, bias, frequency)
+
+
+def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:
+    """Choose the most probable token of each slot that may be chosen, the first among equals.
+
+    Its log-probability is that among all tokens. A logit that is not finite sets the status.
+
+    Shapes:
+        logits: (num_slots, vocab_size) float32
+        suppressed: (vocab_size,) bool, True = must not be chosen
+    """
+    if logits.is_cuda:
+        decode.most_probable(logits, suppressed, state)
+    else:
+        reference.most_probable(logits, suppressed, state)
+
+
+def finish_step(state: StepState, ending_ids: Tensor) -> None:
+    """Note the chosen tokens, count them, and mark the slots whose text they end.
+
+    Shapes:
+        ending_ids: (num_ending,) int32
+    """
+    if ending_ids.is_cuda:
+        decode.finish_step(state, ending_ids)
+    else:
+        reference.finish_step(state, ending_ids)

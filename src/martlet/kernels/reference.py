@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from martlet.kernels.cache_view import CacheView
 from martlet.kernels.norm import Norm
+from martlet.kernels.step_state import StepState
 from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
@@ -20,17 +22,20 @@ __all__ = [
     "attention",
     "dense",
     "embedding",
+    "finish_step",
     "gated_linear",
     "gelu",
     "gelu_tanh",
     "layer_norm",
     "linear",
     "linears",
+    "most_probable",
     "norm",
     "relu",
     "rms_norm",
     "rotary",
     "silu",
+    "step_attention",
 ]
 
 
@@ -177,3 +182,60 @@ def attention(
         hidden = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
+
+
+def step_attention(
+    qkv: Sequence[Tensor | None],
+    cache: CacheView,
+    scale: float,
+    bias: Tensor | None = None,
+    frequency: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token a slot; see ``ops.step_attention``."""
+    q, k, v = qkv
+    assert q is not None
+    num_slots, num_kv_heads, capacity, head_dim = cache.keys.shape
+    position = cache.lengths.to(torch.int64)  # (num_slots,)
+    queries = q.reshape(num_slots, -1, 1, head_dim)
+    num_keys = position
+    if k is not None and v is not None:
+        heads = k.reshape(num_slots, num_kv_heads, 1, head_dim)
+        if frequency is not None:
+            angle = (position[:, None] * frequency)[:, None, None]
+            queries, heads = (rotary(x, angle.cos(), angle.sin()) for x in (queries, heads))
+        rows = torch.arange(num_slots, device=q.device)
+        cache.keys[rows, :, position] = heads[:, :, 0]
+        cache.values[rows, :, position] = v.reshape(num_slots, num_kv_heads, head_dim)
+        num_keys = position + 1
+    places = torch.arange(capacity, device=q.device)
+    unseen = (places >= num_keys[:, None])[:, None, None]  # (num_slots, 1, 1, capacity)
+    mask = torch.zeros(unseen.shape, device=q.device).masked_fill_(unseen, -math.inf)
+    if bias is not None:
+        distance = (position[:, None] - places).clamp(0, bias.shape[1] - 1)
+        mask = mask + bias[:, distance].transpose(0, 1)[:, :, None]
+    mixed = attention(queries, cache.keys, cache.values, mask, scale=scale)
+    return mixed.reshape(num_slots, -1)
+
+
+def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:
+    """The most probable token of each slot; see ``ops.most_probable``."""
+    scores = logits if suppressed is None else logits.masked_fill(suppressed, -math.inf)
+    best, token_ids = scores.max(dim=-1)
+    state.token_ids.copy_(token_ids)
+    chosen = logits.gather(1, token_ids[:, None])[:, 0]
+    state.logprobs.copy_(chosen - logits.logsumexp(dim=-1))
+    is_bad = ~logits.isfinite().all() | (best == -math.inf).any()
+    state.status.bitwise_or_(is_bad.to(torch.int32))
+
+
+def finish_step(state: StepState, ending_ids: Tensor) -> None:
+    """The end of a step; see ``ops.finish_step``."""
+    for slot in range(len(state.token_ids)):
+        place = int(state.num_output[slot])
+        if state.is_done[slot] or place >= state.output_ids.shape[1]:
+            continue
+        state.output_ids[slot, place] = state.token_ids[slot]
+        state.output_logprobs[slot, place] = state.logprobs[slot]
+        state.num_output[slot] += 1
+        state.lengths[slot] += 1
+        state.is_done[slot] = bool((ending_ids == state.token_ids[slot]).any())

@@ -13,6 +13,7 @@ from martlet.layers.kv_cache import KVCache
 from martlet.layers.rotary import Rotation
 
 __all__ = [
+    "DeviceStep",
     "Heads",
     "Pass",
     "causal_bias",
@@ -27,10 +28,24 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceStep:
+    """What a pass of one new token a row needs where lengths are read on the device.
+
+    Shapes:
+        bias: (num_heads, num_distances) float32 by distance to the key, the last for all beyond
+        frequency: (head_dim / 2,) float32 of rotary positions
+    """
+
+    bias: Tensor | None = None
+    frequency: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Pass:
     """What all blocks of a pass share; made by ``embed``, handed to every ``block``.
 
-    ``is_causal`` hides the keys after each query where ``bias`` is None.
+    ``is_causal`` hides the keys after each query where ``bias`` is None. ``on_device`` stands for
+    everything but ``counts`` while the cache is stepping.
 
     Shapes:
         counts: one a row, how many of its tokens are real
@@ -43,6 +58,7 @@ class Pass:
     is_causal: bool
     cross_bias: Tensor | None = None
     rotation: Rotation | None = None
+    on_device: DeviceStep | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,16 @@ def self_attention(
     queries, keys, values = qkv
     assert queries.shape[2] == heads.num_heads * heads.head_dim
     assert keys.shape[2] == values.shape[2] == heads.num_kv_heads * heads.head_dim
+    if step.on_device is not None:
+        assert cache is not None
+        assert queries.shape[1] == 1
+        return ops.step_attention(
+            [part[:, 0] for part in qkv],
+            cache.step_view(layer),
+            heads.scale,
+            step.on_device.bias,
+            step.on_device.frequency,
+        )[:, None]
     q = split_heads(queries, heads.num_heads)
     k, v = split_heads(keys, heads.num_kv_heads), split_heads(values, heads.num_kv_heads)
     if step.rotation is not None:
@@ -110,6 +136,9 @@ def cross_attention(
         return split_heads(keys, heads.num_kv_heads), split_heads(values, heads.num_kv_heads)
 
     assert q.shape[2] == heads.num_heads * heads.head_dim
+    if step.on_device is not None:
+        view = cache.encoder_step_view(layer)
+        return ops.step_attention((q[:, 0], None, None), view, heads.scale)[:, None]
     k, v = cache.encoder_keys_values(layer, split_project)
     mixed = ops.attention(split_heads(q, heads.num_heads), k, v, step.cross_bias, scale=heads.scale)
     return merge_heads(mixed)

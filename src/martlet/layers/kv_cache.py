@@ -5,6 +5,10 @@ different numbers of tokens. While they hold the same number, reading and writin
 
 A pass over a decoder reads ``lengths``, lets every block ``append`` its new keys and values, and
 ends with one ``advance``; a pass that fails half way leaves the cache as it was before.
+
+Between ``begin_steps`` and ``end_steps`` the lengths live on the device, so that a decode step
+that was captured once serves every position: blocks then look at ``step_view``, and whoever runs
+the steps counts.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from martlet.kernels.cache_view import CacheView
 
 __all__ = ["KVCache", "KVShape"]
 
@@ -65,6 +71,11 @@ class KVCache:
         self._cross_attention = self._allocate(shape.max_encoder_tokens or 0)
         self._num_encoder_tokens = 0
         self._cross_layers_ready: set[int] = set()
+        self._is_stepping = False
+        # (num_slots,) int32 each
+        self._step_lengths = torch.zeros(shape.num_slots, dtype=torch.int32, device=like.device)
+        self._step_encoder_lengths = torch.zeros_like(self._step_lengths)
+        self._step_constants: dict[str, Tensor] = {}
 
     def _allocate(self, num_tokens: int) -> Tensor:
         shape = self.shape
@@ -151,7 +162,9 @@ class KVCache:
         return max(have + more for have, more in zip(self._lengths, counts, strict=True))
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Count the tokens that every layer has appended."""
+        """Count the tokens that every layer has appended; steps on the device count themselves."""
+        if self._is_stepping:
+            return
         assert self.longest_after(counts) <= self.max_tokens
         self._lengths = [have + more for have, more in zip(self._lengths, counts, strict=True)]
 
@@ -175,6 +188,54 @@ class KVCache:
         if num_tokens > self._cross_attention.shape[4]:
             self._cross_attention = self._allocate(0)  # the old one goes before the new one comes
             self._cross_attention = self._allocate(num_tokens)
+
+    @property
+    def awaits_encoder_output(self) -> bool:
+        """Whether the next pass has to make keys and values of a new encoder output."""
+        return self._encoder_output is not None
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether lengths live on the device for now."""
+        return self._is_stepping
+
+    @property
+    def step_lengths(self) -> Tensor:
+        """Tokens that each slot holds while steps run, (num_slots,) int32 on the device."""
+        return self._step_lengths
+
+    def begin_steps(self) -> None:
+        """Hand the lengths over to the device; the memory of ``step_lengths`` stays the same."""
+        assert not self.awaits_encoder_output, "the first pass over the decoder comes before"
+        self._step_lengths.copy_(torch.tensor(self._lengths, dtype=torch.int32))
+        if self._encoder_lengths:
+            lengths = torch.tensor(self._encoder_lengths, dtype=torch.int32)
+            self._step_encoder_lengths.copy_(lengths)
+        self._is_stepping = True
+
+    def end_steps(self, lengths: Sequence[int]) -> None:
+        """Take the lengths back, as the steps have left them."""
+        assert len(lengths) == self.num_slots
+        assert max(lengths) <= self.max_tokens
+        self._lengths = list(lengths)
+        self._is_stepping = False
+
+    def step_view(self, layer: int) -> CacheView:
+        """The memory of a layer and the lengths on the device."""
+        keys, values = self._self_attention[0, layer], self._self_attention[1, layer]
+        return CacheView(keys, values, self._step_lengths)
+
+    def encoder_step_view(self, layer: int) -> CacheView:
+        """Keys and values of the encoder's output, which the first pass has made."""
+        assert layer in self._cross_layers_ready
+        keys, values = self._cross_attention[0, layer], self._cross_attention[1, layer]
+        return CacheView(keys, values, self._step_encoder_lengths)
+
+    def step_constant(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What all steps share and no step should compute again, as a table of position bias."""
+        if name not in self._step_constants:
+            self._step_constants[name] = make()
+        return self._step_constants[name]
 
     def encoder_keys_values(
         self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]

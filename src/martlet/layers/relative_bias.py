@@ -17,7 +17,7 @@ from torch import Tensor
 
 from martlet.kernels import ops
 
-__all__ = ["RelativeBuckets", "relative_bias"]
+__all__ = ["RelativeBuckets", "bias_by_distance", "relative_bias"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,15 @@ def relative_bias(
         windows.append(span.unfold(0, num_keys, 1).flip(0))  # (num_queries, num_keys)
     bias = ops.embedding(table, torch.stack(windows), table.dtype)
     return bias.permute(0, 3, 1, 2).contiguous()
+
+
+def bias_by_distance(table: Tensor, buckets: RelativeBuckets) -> Tensor:
+    """The bias of a causal stack by how far a key lies before the query; the last for all beyond.
+
+    Shapes:
+        table: (num_buckets, num_heads)
+        return: (num_heads, max_distance + 1) float32
+    """
+    assert not buckets.is_bidirectional
+    distance = torch.arange(buckets.max_distance + 1, device=table.device)
+    return table[buckets.bucket(-distance)].to(torch.float32).t().contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from martlet.kernels import ops
 
-__all__ = ["Rotation", "rotation"]
+__all__ = ["Rotation", "frequencies", "rotation"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,15 @@ def rotation(
     Source:
         Su et al. 2021, section 3.4.2; frequencies and angles are float32, as in training.
     """
-    assert head_dim % 2 == 0
     first = starts[:1] if len(set(starts)) == 1 else starts
     start = torch.tensor(first, device=device)[:, None, None, None]
     position = start + torch.arange(num_tokens, device=device)[:, None]
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angle = position.to(torch.float32) * (1.0 / theta**exponent)
+    angle = position.to(torch.float32) * frequencies(head_dim, theta, device)
     return Rotation(angle.cos(), angle.sin())
+
+
+def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """What a position is multiplied by for each pair of a head, (head_dim / 2,) float32."""
+    assert head_dim % 2 == 0
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    return 1.0 / theta**exponent

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import Heads, Pass, decoder_mask, self_attention
+from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self_attention
 from martlet.layers.kv_cache import KVCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
@@ -127,6 +127,12 @@ class GPT2(DecoderOnly):
     ) -> tuple[Tensor, Pass]:
         """Token plus position embeddings, in the dtype of the final norm's weight."""
         assert stack == "decoder"
+        if cache is not None and cache.is_stepping:
+            dtype = vector(fixed, f"{_LN_F}.weight").dtype
+            hidden = ops.step_embedding(
+                fixed[_WTE], token_ids, dtype, vector(fixed, _WPE), cache.step_lengths
+            )
+            return hidden, Pass([1] * len(token_ids), None, False, on_device=DeviceStep())
         starts, counts, num_keys = self._places(token_ids, cache, lengths)
         num_tokens = token_ids.shape[1]
         first = torch.tensor(starts, device=token_ids.device)[:, None]
@@ -173,7 +179,7 @@ class GPT2(DecoderOnly):
         assert stack == "decoder"
         name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
         norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
-        return ops.linear(hidden, fixed[name], norm=norm).float()
+        return ops.logits(hidden, fixed[name], norm=norm)
 
 
 def _norm_specs(name: str, width: int) -> tuple[TensorSpec, ...]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import Heads, Pass, decoder_mask, self_attention
+from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self_attention
 from martlet.layers.kv_cache import KVCache
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
-from martlet.layers.rotary import rotation
+from martlet.layers.rotary import frequencies, rotation
 from martlet.models.architecture import BlockSpec, Stack, TensorKind, TensorSpec, Weights
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
@@ -153,10 +153,17 @@ class Llama(DecoderOnly):
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
         assert stack == "decoder"
         config = self.config
-        starts, counts, num_keys = self._places(token_ids, cache, lengths)
-        num_tokens = token_ids.shape[1]
         dtype = vector(fixed, f"{_NORM}.weight").dtype
         hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
+        if cache is not None and cache.is_stepping:
+            frequency = cache.step_constant(
+                "frequency",
+                lambda: frequencies(config.head_dim, config.rope_theta, hidden.device),
+            )
+            on_device = DeviceStep(frequency=frequency)
+            return hidden, Pass([1] * len(token_ids), None, False, on_device=on_device)
+        starts, counts, num_keys = self._places(token_ids, cache, lengths)
+        num_tokens = token_ids.shape[1]
         bias, is_causal = decoder_mask(starts, num_tokens, num_keys, hidden)
         turns = rotation(starts, num_tokens, config.head_dim, config.rope_theta, hidden.device)
         return hidden, Pass(counts, bias, is_causal, rotation=turns)
@@ -190,7 +197,7 @@ class Llama(DecoderOnly):
         assert stack == "decoder"
         name = _EMBED if self.config.tie_word_embeddings else _HEAD
         norm = rms_norm(fixed, _NORM, self.config.rms_norm_eps)
-        return ops.linear(hidden, fixed[name], norm=norm).float()
+        return ops.logits(hidden, fixed[name], norm=norm)
 
 
 def _rope_theta(fields: Fields) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from martlet.kernels import ops
 from martlet.layers.attention import (
+    DeviceStep,
     Heads,
     Pass,
     causal_bias,
@@ -17,7 +18,7 @@ from martlet.layers.attention import (
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
-from martlet.layers.relative_bias import RelativeBuckets, relative_bias
+from martlet.layers.relative_bias import RelativeBuckets, bias_by_distance, relative_bias
 from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
 from martlet.models.t5_config import T5Config
 
@@ -133,6 +134,11 @@ class T5:
             padding = padding_bias(counts, num_tokens, hidden)
             return hidden, Pass(counts, bias if padding is None else bias + padding, False)
         assert cache is not None, "the decoder finds the encoder's output in the cache"
+        if cache.is_stepping:
+            by_distance = cache.step_constant(
+                "decoder bias", lambda: bias_by_distance(table, self._buckets(stack))
+            )
+            return hidden, Pass(counts, None, False, on_device=DeviceStep(bias=by_distance))
         starts, num_keys = cache.lengths, cache.longest_after(counts)
         bias = relative_bias(table, self._buckets(stack), starts, num_tokens, num_keys)
         if num_tokens > 1 or len(set(starts)) > 1:
@@ -214,8 +220,8 @@ class T5:
         weight = fixed["shared.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
         if self.config.scale_decoder_outputs:
             scaled = ops.norm(hidden, norm) * self.config.d_model**-0.5
-            return ops.linear(scaled, weight).float()
-        return ops.linear(hidden, weight, norm=norm).float()
+            return ops.logits(scaled, weight)
+        return ops.logits(hidden, weight, norm=norm)
 
 
 def _table_name(stack: Stack) -> str:

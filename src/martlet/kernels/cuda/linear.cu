@@ -4,7 +4,8 @@
 // inputs; blocks walk over the tiles of up to three matrices with the same input (q, k and v). In
 // the gated form they walk over the same tile of two matrices: act(gate) * up. Every thread keeps
 // STAGES loads of 16 bytes in flight, which are its own operand as it comes, so that no thread waits
-// for another before a tile is done; the first of them are issued before the inputs are ready.
+// for another before a tile is done; the first of them are issued before the inputs are ready, while
+// the kernel before still runs. For that a kernel takes less than half of a multiprocessor.
 //
 // MATRIX_UNITS 1: float16 products with float32 sums (mma), exact integers times the activation
 // rounded to float16 under a power-of-two scale a row. MATRIX_UNITS 0: dp4a, the activation rounded
@@ -27,12 +28,10 @@
 #ifndef MAX_ROWS
 #define MAX_ROWS 8
 #endif
-// The depth of the ring matters where loads are asynchronous; elsewhere it costs registers.
-#if __CUDA_ARCH__ >= 800
-#define DEPTH STAGES
-#else
-#define DEPTH 4
-#endif
+// Steps that are waited for and computed together; a tile is a whole number of them.
+#define BATCH 2
+// Loads in flight without asynchronous copies: they cost registers.
+#define AHEAD 4
 
 #define THREADS (WARPS * 32)
 #define MATRICES (GATED + 1)
@@ -84,43 +83,79 @@ __device__ __forceinline__ float activate(float x, int activation) {
     }
 }
 
-// Sums over the block; the same bits in every thread. `scratch` holds WARPS floats a value.
-template <int COUNT>
-__device__ __forceinline__ void block_sum(float (&values)[COUNT], float* scratch) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) values[i] = warp_sum(values[i]);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0)
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) scratch[i * WARPS + (threadIdx.x >> 5)] = values[i];
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        values[i] = 0.0f;
-        for (int w = 0; w < WARPS; w++) values[i] += scratch[i * WARPS + w];
+// Who works together on a row of inputs: as many warps each as there are for so many rows. All
+// threads of the block take part in every exchange, also those that have no row left.
+struct Team {
+    float* scratch;  // 2 * WARPS floats
+    int num_warps, uses;
+    __device__ __forceinline__ Team(int rows, float* memory)
+        : scratch(memory), num_warps(WARPS), uses(0) {
+        while (num_warps > 1 && num_warps * rows > WARPS) num_warps >>= 1;
     }
-}
+    __device__ __forceinline__ int count() const { return WARPS / num_warps; }
+    __device__ __forceinline__ int index() const { return (threadIdx.x >> 5) / num_warps; }
+    __device__ __forceinline__ int size() const { return 32 * num_warps; }
+    __device__ __forceinline__ int rank() const { return threadIdx.x % size(); }
+    // The values of all warps of the team; two places in turn, so that one barrier is enough.
+    __device__ __forceinline__ const float* exchange(float value) {
+        float* place = scratch + (uses++ & 1) * WARPS;
+        if ((threadIdx.x & 31) == 0) place[threadIdx.x >> 5] = value;
+        __syncthreads();
+        return place + index() * num_warps;
+    }
+    __device__ __forceinline__ float sum(float value) {
+        const float* values = exchange(warp_sum(value));
+        value = 0.0f;
+        for (int w = 0; w < num_warps; w++) value += values[w];
+        return value;
+    }
+    __device__ __forceinline__ float max(float value) {
+        const float* values = exchange(warp_max(value));
+        for (int w = 0; w < num_warps; w++) value = fmaxf(value, values[w]);
+        return value;
+    }
+};
 
-__device__ __forceinline__ float block_max(float value, float* scratch) {
-    value = warp_max(value);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = value;
-    __syncthreads();
-    value = scratch[0];
-    for (int w = 1; w < WARPS; w++) value = fmaxf(value, scratch[w]);
-    return value;
-}
-
-// Eight normalised inputs of a row; zeros behind its end.
-__device__ __forceinline__ void load_input(const Arguments& a, const act_t* row, int at, float mean,
-                                           float rstd, float (&v)[8]) {
-    if (at >= a.in_features) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = 0.0f;
+__device__ __forceinline__ void load_or_zero(const act_t* from, int at, int end, float (&v)[8]) {
+    if (at < end) {
+        load8(from + at, v);
         return;
     }
-    load8(row + at, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0.0f;
+}
+
+__device__ __forceinline__ void statistics(const Arguments& a, const act_t* row, Team& team,
+                                           float& mean, float& rstd) {
+    mean = 0.0f, rstd = 1.0f;
     if (a.norm == NO_NORM) return;
+    const int step = team.size() * 8;
+    float v[8];
+    if (a.norm == LAYER_NORM) {
+        float sum = 0.0f;
+        for (int at = team.rank() * 8; at < a.in_features; at += step) {
+            load8(row + at, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += v[i];
+        }
+        mean = team.sum(sum) / a.in_features;
+    }
+    float square = 0.0f;
+#pragma unroll 4
+    for (int at = team.rank() * 8; at < a.in_features; at += step) {
+        load8(row + at, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) square = fmaf(v[i] - mean, v[i] - mean, square);
+    }
+    rstd = rsqrtf(team.sum(square) / a.in_features + a.eps);
+}
+
+// Eight normalised inputs of a row; zeros behind its end. The row is in the first-level cache when
+// its statistics have been taken.
+__device__ __forceinline__ void load_input(const Arguments& a, const act_t* row, int at, float mean,
+                                           float rstd, float (&v)[8]) {
+    load_or_zero(row, at, a.in_features, v);
+    if (a.norm == NO_NORM || at >= a.in_features) return;
     float weight[8], bias[8];
     load8(a.norm_weight + at, weight);
     if (a.norm == LAYER_NORM) load8(a.norm_bias + at, bias);
@@ -129,31 +164,6 @@ __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row,
         v[i] = (v[i] - mean) * rstd * weight[i];
         if (a.norm == LAYER_NORM) v[i] += bias[i];
     }
-}
-
-__device__ __forceinline__ void statistics(const Arguments& a, const act_t* row, float* scratch,
-                                           float& mean, float& rstd) {
-    mean = 0.0f, rstd = 1.0f;
-    if (a.norm == NO_NORM) return;
-    float v[8];
-    if (a.norm == LAYER_NORM) {
-        float sum[1] = {0.0f};
-        for (int at = threadIdx.x * 8; at < a.in_features; at += THREADS * 8) {
-            load8(row + at, v);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum[0] += v[i];
-        }
-        block_sum(sum, scratch);
-        mean = sum[0] / a.in_features;
-    }
-    float square[1] = {0.0f};
-    for (int at = threadIdx.x * 8; at < a.in_features; at += THREADS * 8) {
-        load8(row + at, v);
-#pragma unroll
-        for (int i = 0; i < 8; i++) square[0] = fmaf(v[i] - mean, v[i] - mean, square[0]);
-    }
-    block_sum(square, scratch);
-    rstd = rsqrtf(square[0] / a.in_features + a.eps);
 }
 
 #if MATRIX_UNITS
@@ -188,30 +198,34 @@ __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, 
 }
 
 // The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
-// the order (q, e).
-__device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, float* scratch) {
-    for (int r = 0; r < a.rows; r++) {
+// the order (q, e); zeros up to a whole step of the block.
+__device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
+                             float* scratch) {
+    Team team(a.rows, scratch);
+    for (int first = 0; first < a.rows; first += team.count()) {
+        const int r = min(first + team.index(), a.rows - 1);  // some do the last row once more
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
-        statistics(a, row, scratch, mean, rstd);
+        statistics(a, row, team, mean, rstd);
         float factor = 1.0f;
 #if ACTIVATION_TYPE != 0
         // float16 has fewer exponents: a power of two brings the largest input to 2^13 .. 2^14.
         float largest = 0.0f;
-        for (int at = threadIdx.x * 8; at < a.num_chunks * 32; at += THREADS * 8) {
+        for (int at = team.rank() * 8; at < a.in_features; at += team.size() * 8) {
             load_input(a, row, at, mean, rstd, v);
 #pragma unroll
             for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
         }
-        largest = block_max(largest, scratch);
+        largest = team.max(largest);
         int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
         exponent = min(max(exponent, -100), 110);
         factor = __uint_as_float((u32)(127 + 13 - exponent) << 23);
-        if (threadIdx.x == 0) row_scale[r] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
+        if (team.rank() == 0) row_scale[r] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
 #else
-        if (threadIdx.x == 0) row_scale[r] = 1.0f;
+        if (team.rank() == 0) row_scale[r] = 1.0f;
 #endif
-        for (int at = threadIdx.x * 8; at < a.num_chunks * 32; at += THREADS * 8) {
+#pragma unroll 2
+        for (int at = team.rank() * 8; at < chunks * 32; at += team.size() * 8) {
             load_input(a, row, at, mean, rstd, v);
             const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
             u32 pair[4];
@@ -219,7 +233,7 @@ __device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, f
             for (int i = 0; i < 4; i++)
                 pair[i] = (u32)float_to_half(v[2 * i] * factor) |
                           ((u32)float_to_half(v[2 * i + 1] * factor) << 16);
-            u8* place = staged + ((size_t)(chunk * a.rows + r) * 4 + c) * 16 + q * 8;
+            u8* place = staged + ((chunk * a.rows + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);
             *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
         }
@@ -227,12 +241,13 @@ __device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, f
 }
 
 struct Accumulator {
-    float d[COLUMN_TILES][4];
+    float d[COLUMN_TILES][4];  // of even chunks of 16 inputs
+    float odd[COLUMN_TILES][4];
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) d[n][i] = 0.0f;
+            for (int i = 0; i < 4; i++) d[n][i] = odd[n][i] = 0.0f;
     }
     __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
         const u32 low[4] = {halves(w.x, 0x4140), halves(w.y, 0x4140), halves(w.z, 0x4140),
@@ -242,7 +257,7 @@ struct Accumulator {
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
             multiply(d[n], low[0], low[1], high[0], high[1], b[n].x, b[n].y);
-            multiply(d[n], low[2], low[3], high[2], high[3], b[n].z, b[n].w);
+            multiply(odd[n], low[2], low[3], high[2], high[3], b[n].z, b[n].w);
         }
     }
     // partial: (16, rows) of this warp
@@ -253,13 +268,15 @@ struct Accumulator {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int column = 8 * n + 2 * c + (i & 1);
-                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] = d[n][i];
+                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] = d[n][i] + odd[n][i];
             }
     }
 };
 
-__device__ __forceinline__ void load_operand(const u8* staged, int chunk, int rows,
-                                             uint4 (&b)[COLUMN_TILES]) {
+typedef uint4 Operands[COLUMN_TILES];
+
+__device__ __forceinline__ void load_operands(const u8* staged, int chunk, int rows, int,
+                                              Operands& b) {
     const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
 #pragma unroll
     for (int n = 0; n < COLUMN_TILES; n++) {
@@ -273,30 +290,33 @@ __device__ __forceinline__ void load_operand(const u8* staged, int chunk, int ro
 #else  // dp4a
 
 // The inputs as int8: [chunk][row] of 32 bytes in the order (c, q, e); scales behind them.
-__device__ void stage_inputs(const Arguments& a, u8* staged, float* row_scale, float* scratch) {
-    float* scales = (float*)(staged + (size_t)a.num_chunks * a.rows * 32);
-    for (int r = 0; r < a.rows; r++) {
+__device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
+                             float* scratch) {
+    float* scales = (float*)(staged + chunks * a.rows * 32);
+    Team team(a.rows, scratch);
+    for (int first = 0; first < a.rows; first += team.count()) {
+        const int r = min(first + team.index(), a.rows - 1);  // some do the last row once more
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
-        statistics(a, row, scratch, mean, rstd);
-        if (threadIdx.x == 0) row_scale[r] = 1.0f;
+        statistics(a, row, team, mean, rstd);
+        if (team.rank() == 0) row_scale[r] = 1.0f;
         // Four neighbouring threads hold a chunk; all of a warp stay in the loop for the exchange.
-        for (int base = 0; base < a.num_chunks * 32; base += THREADS * 8) {
-            const int at = base + threadIdx.x * 8;
+        for (int base = 0; base < chunks * 32; base += team.size() * 8) {
+            const int at = base + team.rank() * 8;
             load_input(a, row, at, mean, rstd, v);
             float largest = 0.0f;
 #pragma unroll
             for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-            if (at >= a.num_chunks * 32) continue;
+            if (at >= chunks * 32) continue;
             const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
             u32 word[2] = {0, 0};
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 word[i >> 2] |= ((u32)__float2int_rn(v[i] * inverse) & 255u) << (8 * (i & 3));
             const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
-            u8* place = staged + (size_t)(chunk * a.rows + r) * 32 + c * 8 + q * 4;
+            u8* place = staged + (chunk * a.rows + r) * 32 + c * 8 + q * 4;
             *(u32*)place = word[0];
             *(u32*)(place + 8) = word[1];
             if ((at & 31) == 0) scales[chunk * a.rows + r] = largest / 127.0f;
@@ -348,9 +368,11 @@ struct Accumulator {
     }
 };
 
-__device__ __forceinline__ void load_operand(const u8* staged, int chunk, int rows, int num_chunks,
-                                             Operand (&b)[MAX_ROWS]) {
-    const float* scales = (const float*)(staged + (size_t)num_chunks * rows * 32);
+typedef Operand Operands[MAX_ROWS];
+
+__device__ __forceinline__ void load_operands(const u8* staged, int chunk, int rows, int chunks,
+                                              Operands& b) {
+    const float* scales = (const float*)(staged + chunks * rows * 32);
 #pragma unroll
     for (int r = 0; r < MAX_ROWS; r++) {
         b[r].word = make_uint2(0, 0), b[r].scale = 0.0f;
@@ -363,20 +385,18 @@ __device__ __forceinline__ void load_operand(const u8* staged, int chunk, int ro
 #define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 36)
 #endif
 
-// Where a block's walk over the tiles stands. Segments lie behind each other in the output.
+// Which tile a block is at. The tiles of all segments lie behind each other in the output.
 struct Walk {
-    int tile;     // inside the segment
+    int tile;  // inside the segment
     int segment;
-    __device__ __forceinline__ Walk(const Arguments& a, int first) : tile(first), segment(0) {
-        settle(a);
-    }
+    __device__ __forceinline__ Walk(const Arguments& a) : tile(blockIdx.x), segment(0) { settle(a); }
     __device__ __forceinline__ void settle(const Arguments& a) {
-#if !GATED
+        if (GATED) {
+            if (tile >= a.segment[0].num_tiles) segment = a.num_segments;
+            return;
+        }
         while (segment < a.num_segments && tile >= a.segment[segment].num_tiles)
             tile -= a.segment[segment++].num_tiles;
-#else
-        if (tile >= a.segment[0].num_tiles) segment = a.num_segments;
-#endif
     }
     __device__ __forceinline__ void next(const Arguments& a) {
         tile += gridDim.x;
@@ -385,70 +405,74 @@ struct Walk {
     __device__ __forceinline__ bool done(const Arguments& a) const {
         return segment >= a.num_segments;
     }
+    // This thread's 16 bytes of the warp's first chunk.
+    __device__ __forceinline__ const u8* weights(const Arguments& a, int matrix) const {
+        const u8* tiles = a.segment[GATED ? matrix : segment].tiles;
+        return tiles + ((size_t)tile * a.num_chunks + (threadIdx.x >> 5)) * 512 +
+               (threadIdx.x & 31) * 16;
+    }
 };
 
-// The loads of one thread, DEPTH ahead of their use.
+#if __CUDA_ARCH__ >= 800
+// The loads of one thread, STAGES ahead of their use, across the ends of tiles.
 struct Ring {
-#if __CUDA_ARCH__ >= 800
-    u32 address;  // of this thread's first slot in shared memory
-    u8* slots;
-#else
-    uint4 slots[DEPTH][MATRICES];
-#endif
+    const u8* memory;  // of this thread's first slot
+    u32 address;       // the same in the window of shared memory
+    const u8* from[MATRICES];
     Walk walk;
-    int chunk;
+    int chunk, slot;
 
-    __device__ __forceinline__ Ring(const Arguments& a, u8* memory)
-        : walk(a, blockIdx.x), chunk(threadIdx.x >> 5) {
-#if __CUDA_ARCH__ >= 800
-        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-        slots = memory + warp * (DEPTH * MATRICES * 512) + lane * 16;
-        address = (u32)__cvta_generic_to_shared(slots);
-#endif
+    __device__ __forceinline__ Ring(const Arguments& a, u8* shared) : walk(a), slot(0) {
+        memory = shared + (threadIdx.x >> 5) * (STAGES * MATRICES * 512) + (threadIdx.x & 31) * 16;
+        address = (u32)__cvta_generic_to_shared(memory);
+        begin_tile(a);
+#pragma unroll
+        for (int s = 0; s < STAGES; s += BATCH) issue(a, s);
     }
-    __device__ __forceinline__ void issue(const Arguments& a, int slot) {
-        if (!walk.done(a)) {
-            const int lane = threadIdx.x & 31;
-            if (chunk < a.num_chunks) {
+    __device__ __forceinline__ void begin_tile(const Arguments& a) {
+        chunk = threadIdx.x >> 5;
+        if (walk.done(a)) return;
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+    }
+    // BATCH steps of loads into consecutive slots, which are waited for together.
+    __device__ __forceinline__ void issue(const Arguments& a, int to) {
+#pragma unroll
+        for (int s = 0; s < BATCH; s++) {
+            if (!walk.done(a)) {
+                // Behind the end of a row nothing is read, and zeros are written.
+                const int bytes = chunk < a.num_chunks ? 16 : 0;
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++) {
-                    const Segment& segment = a.segment[GATED ? m : walk.segment];
-                    const u8* from = segment.tiles +
-                                     ((size_t)walk.tile * a.num_chunks + chunk) * 512 + lane * 16;
-#if __CUDA_ARCH__ >= 800
-                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                                     address + (slot * MATRICES + m) * 512),
-                                 "l"(from)
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                                     address + ((to + s) * MATRICES + m) * 512),
+                                 "l"(bytes ? from[m] : a.segment[0].tiles), "r"(bytes)
                                  : "memory");
-#else
-                    slots[slot][m] = load_stream((const uint4*)from);
-#endif
+                    from[m] += WARPS * 512;
                 }
-            }
-            chunk += WARPS;
-            // All warps leave a tile after the same number of steps.
-            if (chunk - (int)(threadIdx.x >> 5) >= a.num_chunks) {
-                chunk = threadIdx.x >> 5;
-                walk.next(a);
+                chunk += WARPS;
             }
         }
-#if __CUDA_ARCH__ >= 800
+        if (chunk - (int)(threadIdx.x >> 5) >= a.num_chunks) {
+            walk.next(a);
+            begin_tile(a);
+        }
         asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
     }
-    __device__ __forceinline__ void wait_oldest() {
-#if __CUDA_ARCH__ >= 800
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
-#endif
+    __device__ __forceinline__ void take(uint4 (&weights)[BATCH][MATRICES]) const {
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES / BATCH - 1) : "memory");
+#pragma unroll
+        for (int s = 0; s < BATCH; s++)
+#pragma unroll
+            for (int m = 0; m < MATRICES; m++)
+                weights[s][m] = *(const uint4*)(memory + ((slot + s) * MATRICES + m) * 512);
     }
-    __device__ __forceinline__ uint4 take(int slot, int matrix) const {
-#if __CUDA_ARCH__ >= 800
-        return *(const uint4*)(slots + (slot * MATRICES + matrix) * 512);
-#else
-        return slots[slot][matrix];
-#endif
+    __device__ __forceinline__ void refill(const Arguments& a) {
+        issue(a, slot);
+        slot = slot + BATCH == STAGES ? 0 : slot + BATCH;
     }
 };
+#endif
 
 __device__ __forceinline__ float total(const float* partial, int rows, int index) {
     float sum = 0.0f;
@@ -457,93 +481,121 @@ __device__ __forceinline__ float total(const float* partial, int rows, int index
     return sum;
 }
 
-// One output of the tile a thread: all warps' partial sums are in.
-__device__ __forceinline__ void finish_tile(const Arguments& a, const Walk& walk,
-                                            const float* partial, const float* row_scale) {
-    for (int index = threadIdx.x; index < 16 * a.rows; index += THREADS) {
-        const int r = index % a.rows, row = walk.tile * 16 + index / a.rows;
+// One output of a tile a thread. What comes from memory is asked for before the tile is computed.
+struct Output {
+    size_t at;
+    float scale, other_scale, bias, residual;
+    bool is_mine;
+    int index, row;  // of the tile's outputs, of x
+
+    __device__ __forceinline__ Output(const Arguments& a, const Walk& walk) {
+        index = threadIdx.x, row = index % a.rows;
         const Segment& segment = a.segment[GATED ? 0 : walk.segment];
-        if (row >= segment.num_rows) continue;
-        float value = total(partial, a.rows, index) * row_scale[r] * segment.scale[row];
-        if (segment.bias) value += to_float(segment.bias[row]);
-        value = activate(value, a.activation);
-#if GATED
-        const float* other = partial + WARPS * 16 * a.rows;
-        value *= total(other, a.rows, index) * row_scale[r] * a.segment[1].scale[row];
-        const int column = row;
-#else
-        int column = row;
+        const int feature = walk.tile * 16 + index / a.rows;
+        is_mine = index < 16 * a.rows && feature < segment.num_rows;
+        scale = other_scale = bias = residual = 0.0f, at = 0;
+        if (!is_mine) return;
+        int column = feature;
         for (int s = 0; s < walk.segment; s++) column += a.segment[s].num_rows;
-#endif
-        const size_t at = (size_t)r * a.out_features + column;
-        if (a.residual) value += to_float(a.residual[at]);
+        at = (size_t)row * a.out_features + column;
+        scale = segment.scale[feature];
+        if (GATED) other_scale = a.segment[1].scale[feature];
+        if (segment.bias) bias = to_float(segment.bias[feature]);
+        if (a.residual) residual = to_float(a.residual[at]);
+    }
+    __device__ __forceinline__ void write(const Arguments& a, const float* partial,
+                                          const float* row_scale) const {
+        if (!is_mine) return;
+        float value = total(partial, a.rows, index) * row_scale[row] * scale + bias;
+        value = activate(value, a.activation);
+        if (GATED)
+            value *= total(partial + WARPS * 16 * a.rows, a.rows, index) * row_scale[row] *
+                     other_scale;
+        value += residual;
         if (a.is_y_float)
             ((float*)a.y)[at] = value;
         else
             ((act_t*)a.y)[at] = from_float(value);
     }
-}
+};
 
-// Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: ring
-// (compute capability 8.0 on), inputs, partial sums of two tiles in flight, scales of the rows, scratch.
+// Grid: any number of blocks up to the number of tiles; 16 * rows <= THREADS. Dynamic shared memory,
+// in this order: ring (compute capability 8.0 on), inputs, partial sums of two tiles, scales of the
+// rows, scratch of 2 * WARPS floats.
 extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT Arguments a) {
     extern __shared__ __align__(16) u8 memory[];
+    const int warp = threadIdx.x >> 5;
+    const int step_chunks = WARPS * BATCH;
+    const int steps = (a.num_chunks + step_chunks - 1) / step_chunks * BATCH;
+    const int chunks = steps * WARPS;
 #if __CUDA_ARCH__ >= 800
-    u8* staged = memory + WARPS * DEPTH * MATRICES * 512;
+    u8* staged = memory + WARPS * STAGES * MATRICES * 512;
+    Ring ring(a, memory);
 #else
     u8* staged = memory;
 #endif
     const int partial_size = MATRICES * WARPS * 16 * a.rows;
-    float* partial = (float*)(staged + ((INPUT_BYTES(a.num_chunks, a.rows) + 15) & ~15));
+    float* partial = (float*)(staged + ((INPUT_BYTES(chunks, a.rows) + 15) & ~15));
     float* row_scale = partial + 2 * partial_size;
-    float* scratch = row_scale + MAX_ROWS;
 
-    Ring ring(a, memory);
-#pragma unroll
-    for (int slot = 0; slot < DEPTH; slot++) ring.issue(a, slot);
     allow_next_kernel();
     wait_for_inputs();
-    stage_inputs(a, staged, row_scale, scratch);
+    stage_inputs(a, chunks, staged, row_scale, row_scale + MAX_ROWS);
     __syncthreads();
 
-    const int warp = threadIdx.x >> 5;
-    Accumulator sum[MATRICES];
+    int parity = 0;
+    for (Walk walk(a); !walk.done(a); walk.next(a)) {
+        const Output output(a, walk);
+        Accumulator sum[MATRICES];
 #pragma unroll
-    for (int m = 0; m < MATRICES; m++) sum[m].clear();
-    Walk walk(a, blockIdx.x);
-    int chunk = warp, parity = 0;
-    while (!walk.done(a)) {
+        for (int m = 0; m < MATRICES; m++) sum[m].clear();
+#if __CUDA_ARCH__ >= 800
+#pragma unroll 2
+        for (int step = 0; step < steps; step += BATCH) {
+            Operands operands[BATCH];
+            uint4 weights[BATCH][MATRICES];
 #pragma unroll
-        for (int slot = 0; slot < DEPTH; slot++) {
-            if (walk.done(a)) break;
-            ring.wait_oldest();
-            if (chunk < a.num_chunks) {
-#if MATRIX_UNITS
-                uint4 operand[COLUMN_TILES];
-                load_operand(staged, chunk, a.rows, operand);
+            for (int s = 0; s < BATCH; s++)
+                load_operands(staged, (step + s) * WARPS + warp, a.rows, chunks, operands[s]);
+            ring.take(weights);
+#pragma unroll
+            for (int s = 0; s < BATCH; s++)
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) sum[m].add(operands[s], weights[s][m]);
+            ring.refill(a);
+        }
 #else
-                Operand operand[MAX_ROWS];
-                load_operand(staged, chunk, a.rows, a.num_chunks, operand);
-#endif
+        const u8* from[MATRICES];
 #pragma unroll
-                for (int m = 0; m < MATRICES; m++) sum[m].add(operand, ring.take(slot, m));
-            }
-            ring.issue(a, slot);
-            chunk += WARPS;
-            if (chunk - warp >= a.num_chunks) {
-                float* mine = partial + parity * partial_size;
+        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+        for (int step = 0; step < steps; step += AHEAD) {
+            uint4 weights[AHEAD][MATRICES];
+#pragma unroll
+            for (int s = 0; s < AHEAD; s++)
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++) {
-                    sum[m].store(mine + (m * WARPS + warp) * 16 * a.rows, a.rows);
-                    sum[m].clear();
+                    weights[s][m] = make_uint4(0, 0, 0, 0);
+                    if ((step + s) * WARPS + warp < a.num_chunks)
+                        weights[s][m] =
+                            load_stream((const uint4*)(from[m] + (size_t)(step + s) * WARPS * 512));
                 }
-                __syncthreads();
-                finish_tile(a, walk, mine, row_scale);
-                // Two buffers: the next tile's sums must not meet this one's readers.
-                parity ^= 1;
-                chunk = warp;
-                walk.next(a);
+#pragma unroll
+            for (int s = 0; s < AHEAD; s++) {
+                if (step + s >= steps) break;
+                Operands operands;
+                load_operands(staged, (step + s) * WARPS + warp, a.rows, chunks, operands);
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++) sum[m].add(operands, weights[s][m]);
             }
         }
+#endif
+        float* mine = partial + parity * partial_size;
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++)
+            sum[m].store(mine + (m * WARPS + warp) * 16 * a.rows, a.rows);
+        __syncthreads();
+        output.write(a, mine, row_scale);
+        // Two buffers: the next tile's sums must not meet this one's readers.
+        parity ^= 1;
     }
 }

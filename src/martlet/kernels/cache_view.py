@@ -1,0 +1,23 @@
+"""One layer of a static cache as a decode step sees it, whatever computes the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["CacheView"]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheView:
+    """Keys and values in their memory, and how many of them each slot holds before the step.
+
+    Shapes:
+        keys, values: (num_slots, num_kv_heads, capacity, head_dim), contiguous
+        lengths: (num_slots,) int32
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor

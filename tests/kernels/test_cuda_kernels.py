@@ -1,0 +1,216 @@
+"""The GPU's kernels against float64, and against the plain definition of each operation."""
+
+import pytest
+import torch
+
+from martlet.kernels import ops, reference
+from martlet.kernels.cache_view import CacheView
+from martlet.kernels.norm import Norm
+from martlet.kernels.step_state import StepState
+from martlet.quantization.scheme import QuantizedTensor, tiled
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+# The rounding of the result: 11, 8 bits of it; float32 activations are rounded to float16 under
+# a power of two for the matrix units. Errors of many inputs average out.
+PRODUCT_ERROR = {torch.float16: 1e-3, torch.bfloat16: 6e-3, torch.float32: 6e-4}
+# int8 activations with a scale for 32 inputs: half a step of 1/127 of the largest of 32.
+INT8_ACTIVATION_ERROR = 1.2e-2
+DTYPES = list(PRODUCT_ERROR)
+
+
+@pytest.fixture(params=["matrix units", "dp4a"])
+def product_error(request, monkeypatch):
+    """The allowed error by dtype; run once for each of the two kinds of products."""
+    from martlet.kernels.cuda import few_rows
+
+    if request.param == "matrix units":
+        return PRODUCT_ERROR
+    monkeypatch.setattr(few_rows, "matrix_units_off", True)
+    return dict.fromkeys(DTYPES, INT8_ACTIVATION_ERROR)
+
+
+def _weight(out_features, in_features):
+    data = torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8, device=CUDA)
+    return QuantizedTensor(data, torch.rand(out_features, device=CUDA) * 0.01 / in_features**0.5)
+
+
+def _error(out, expected):
+    assert out.shape == expected.shape
+    assert torch.isfinite(out).all()
+    return ((out.double() - expected).norm() / expected.norm()).item()
+
+
+def _exact(x, weight):
+    return x.double() @ (weight.data.double() * weight.scale.double()[:, None]).T
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 16])
+@pytest.mark.parametrize(
+    ("out_features", "in_features"), [(16, 32), (40, 96), (33, 64), (512, 4096), (4096, 10240)]
+)
+def test_products_of_few_rows(product_error, rows, out_features, in_features):
+    for dtype in DTYPES:
+        x = torch.randn(rows, in_features, device=CUDA).to(dtype)
+        weight = _weight(out_features, in_features)
+        assert _error(ops.linear(x, tiled(weight)), _exact(x, weight)) < product_error[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu", "silu"])
+def test_bias_activation_and_residual_join_the_product(product_error, rows, activation):
+    dtype = torch.float16
+    weight = _weight(100, 256)
+    x, bias, residual = (
+        torch.randn(shape, device=CUDA).to(dtype) for shape in ((rows, 256), (100,), (rows, 100))
+    )
+    out = ops.linear(x, tiled(weight), bias, activation=activation, residual=residual)
+    expected = _exact(x, weight) + bias.double()
+    if activation is not None:
+        expected = reference.ACTIVATIONS[activation](expected)
+    assert _error(out, expected + residual.double()) < product_error[dtype]
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_joins_the_products(product_error, has_bias, dtype):
+    x = (3 * torch.randn(2, 320, device=CUDA) + 1).to(dtype)
+    parameters = Norm(
+        torch.rand(320, device=CUDA).to(dtype),
+        torch.randn(320, device=CUDA).to(dtype) if has_bias else None,
+        1e-5,
+    )
+    weights = [_weight(size, 320) for size in (64, 48, 20)]
+    outs = ops.linears(x, [tiled(w) for w in weights], [None] * 3, norm=parameters)
+    wide = Norm(
+        *(None if t is None else t.double() for t in (parameters.weight, parameters.bias)), 1e-5
+    )
+    normal = x.double()
+    if has_bias:
+        normal = torch.nn.functional.layer_norm(normal, (320,), wide.weight, wide.bias, 1e-5)
+    else:
+        normal = normal * (normal.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * wide.weight
+    for out, weight in zip(outs, weights, strict=True):
+        assert _error(out, _exact(normal, weight)) < 2 * product_error[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_the_gated_product(product_error, rows):
+    dtype = torch.float16
+    x = torch.randn(rows, 512, device=CUDA).to(dtype)
+    gate, up = _weight(200, 512), _weight(200, 512)
+    out = ops.gated_linear(x, tiled(gate), tiled(up), "gelu_new")
+    expected = reference.gelu_tanh(_exact(x, gate)) * _exact(x, up)
+    assert _error(out, expected) < 3 * product_error[dtype]
+
+
+def test_logits_are_float32(product_error):
+    x = torch.randn(1, 1, 256, device=CUDA).to(torch.float16)
+    weight = _weight(1000, 256)
+    out = ops.logits(x, tiled(weight))
+    assert out.dtype == torch.float32
+    assert _error(out, _exact(x, weight)) < product_error[torch.float32]
+
+
+def test_inputs_beyond_the_range_of_float16_keep_their_precision():
+    x = torch.randn(2, 256, device=CUDA, dtype=torch.float32) * torch.tensor(
+        [[1e7], [1e-9]], device=CUDA
+    )
+    weight = _weight(64, 256)
+    out, expected = ops.linear(x, tiled(weight)), _exact(x, weight)
+    for row in range(2):
+        assert _error(out[row], expected[row]) < PRODUCT_ERROR[torch.float32]
+
+
+def test_every_output_is_written():
+    weight = tiled(_weight(70, 64))
+    poison = torch.full((4, 70), float("nan"), device=CUDA, dtype=torch.float16)
+    del poison  # the allocator hands the same memory out again
+    assert torch.isfinite(ops.linear(torch.randn(4, 64, device=CUDA).half(), weight)).all()
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 64), (8, 2, 128), (3, 3, 80), (2, 1, 16)]
+)
+@pytest.mark.parametrize("capacity", [40, 300, 1500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_of_a_step_is_that_of_the_definition(
+    num_heads, num_kv_heads, head_dim, capacity, dtype
+):
+    slots = 3
+    shape = (slots, num_kv_heads, capacity, head_dim)
+    keys, values = (torch.randn(shape, device=CUDA).to(dtype) for _ in range(2))
+    lengths = torch.tensor([0, capacity // 2, capacity - 1], dtype=torch.int32, device=CUDA)
+    widths = [num_heads * head_dim] + 2 * [num_kv_heads * head_dim]
+    fused = torch.randn(slots, sum(widths), device=CUDA).to(dtype)
+    qkv = fused.split(widths, dim=-1)
+    frequency = torch.rand(head_dim // 2, device=CUDA)
+    bias = torch.randn(num_heads, 65, device=CUDA)
+    for options in ({}, {"frequency": frequency}, {"bias": bias}):
+        mine = CacheView(keys.clone(), values.clone(), lengths)
+        theirs = CacheView(keys.float(), values.float(), lengths)
+        out = ops.step_attention(qkv, mine, head_dim**-0.5, **options)
+        expected = reference.step_attention(
+            [t.float() for t in qkv], theirs, head_dim**-0.5, **options
+        )
+        # Keys and values were rounded to the dtype as they went into the cache.
+        assert _error(out, expected.double()) < {torch.float32: 1e-5}.get(
+            dtype, PRODUCT_ERROR[dtype] * 2
+        )
+        assert torch.allclose(mine.keys.float(), theirs.keys, rtol=1e-2, atol=1e-2)
+        assert torch.allclose(mine.values.float(), theirs.values, rtol=1e-2, atol=1e-2)
+
+
+def test_attention_without_new_keys_leaves_the_cache_alone():
+    keys, values = (torch.randn(2, 4, 100, 64, device=CUDA).half() for _ in range(2))
+    view = CacheView(
+        keys.clone(), values.clone(), torch.tensor([100, 37], dtype=torch.int32, device=CUDA)
+    )
+    q = torch.randn(2, 256, device=CUDA).half()
+    out = ops.step_attention((q, None, None), view, 1.0)
+    wide = CacheView(keys.float(), values.float(), view.lengths)
+    expected = reference.step_attention((q.float(), None, None), wide, 1.0)
+    assert _error(out, expected.double()) < 2e-3
+    assert torch.equal(view.keys, keys)
+    assert torch.equal(view.values, values)
+
+
+def test_embedding_rows_are_those_of_the_table():
+    weight = _weight(1000, 320)
+    token_ids = torch.tensor([[0], [999], [517]], device=CUDA)
+    dense = weight.dequantize(torch.float16)
+    assert torch.equal(ops.embedding(tiled(weight), token_ids, torch.float16), dense[token_ids])
+    positions = torch.randn(20, 320, device=CUDA).half()
+    places = torch.tensor([0, 19, 25], dtype=torch.int32, device=CUDA)
+    out = ops.step_embedding(tiled(weight), token_ids, torch.float16, positions, places)
+    assert torch.equal(out, dense[token_ids] + positions[[0, 19, 19]][:, None])
+
+
+def test_the_most_probable_token_is_chosen_and_noted():
+    states = []
+    logits = torch.randn(3, 5003)
+    logits[1, [7, 4000]] = 9.0  # the first among equals
+    suppressed = torch.zeros(5003, dtype=torch.bool)
+    suppressed[logits[0].argmax()] = True
+    ending = torch.tensor([7], dtype=torch.int32)
+    for device in ("cpu", CUDA):
+        state = StepState.allocate(torch.tensor([5, 6, 7], dtype=torch.int32, device=device), 4)
+        for _ in range(2):
+            ops.most_probable(logits.to(device), suppressed.to(device), state)
+            ops.finish_step(state, ending.to(device))
+        states.append(state)
+    ours, theirs = states[1], states[0]
+    for name in ("token_ids", "lengths", "num_output", "output_ids", "is_done", "status"):
+        assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name)), name
+    assert torch.allclose(ours.output_logprobs.cpu(), theirs.output_logprobs, atol=1e-5)
+    assert ours.num_output.tolist() == [2, 1, 2]
+
+
+def test_a_logit_that_is_not_finite_sets_the_status():
+    state = StepState.allocate(torch.zeros(1, dtype=torch.int32, device=CUDA), 4)
+    logits = torch.zeros(1, 100, device=CUDA)
+    ops.most_probable(logits, None, state)
+    assert state.status.item() == 0
+    logits[0, 50] = float("nan")
+    ops.most_probable(logits, None, state)
+    assert state.status.item() == 1
