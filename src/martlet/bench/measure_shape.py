@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
+from martlet.bench.ceilings import measure_ceilings
 from martlet.bench.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.bench.limits import Ceilings, step_bytes, streamed_parts
 from martlet.bench.opening import Setting, open_shape
 from martlet.bench.passes import PassTimes, Workload, time_passes
 from martlet.bench.record import Record, checkout_commit
 from martlet.bench.shapes import Shape
-from martlet.device.probe import measure_ram_bandwidth, probe_cpu
+from martlet.device.probe import probe_cpu
 from martlet.memory.executor import Executor
+from martlet.memory.plan import Plan
 from martlet.models.architecture import Architecture
 
 __all__ = ["PROTOCOLS", "default_protocol", "measure_shape", "workload_of"]
@@ -55,7 +57,9 @@ def workload_of(
 @dataclass(frozen=True)
 class _Measured:
     architecture: Architecture
-    executor: Executor
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
     times: PassTimes
     load_seconds: float
     ceilings: Ceilings
@@ -85,14 +89,17 @@ def measure_shape(
         architecture, executor = open_shape(shape, setting, workload)
         load_seconds = time.perf_counter() - start
         times = _time_all(architecture, executor, workload, progress)
-    on_gpu = executor.device.type == "cuda"
+    plan, device, dtype = executor.plan, executor.device, executor.dtype
+    del executor  # the ceilings are of an empty machine, and need room
     measured = _Measured(
         architecture,
-        executor,
+        plan,
+        device,
+        dtype,
         times,
         load_seconds,
-        _measure_ceilings(executor.device),
-        watch.peak_bytes if on_gpu else None,
+        measure_ceilings(device),
+        watch.peak_bytes if device.type == "cuda" else None,
     )
     return Record(
         shape=shape.name,
@@ -103,7 +110,7 @@ def measure_shape(
         repetitions=workload.repetitions,
         batch=workload.batch,
         gpu_memory_budget_bytes=setting.gpu_memory_bytes,
-        **_machine(executor),
+        **_machine(measured),
         **_speeds(measured, workload),
         **_against_limits(measured, setting.quantize),
     )
@@ -131,15 +138,16 @@ def _time_all(
     )
 
 
-def _machine(executor: Executor) -> dict[str, Any]:
-    on_gpu = executor.device.type == "cuda"
+def _machine(measured: _Measured) -> dict[str, Any]:
+    device, plan = measured.device, measured.plan
+    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(executor.device) if on_gpu else probe_cpu().name,
+        "device": torch.cuda.get_device_name(device) if on_gpu else probe_cpu().name,
         "torch": torch.__version__,
         "commit": checkout_commit(Path(__file__).parents[1]),
         "date": datetime.date.today().isoformat(),
-        "num_threads": executor.plan.num_threads,
-        "decode_threads": executor.plan.decode_threads,
+        "num_threads": plan.num_threads,
+        "decode_threads": plan.decode_threads,
         "peer": None,
     }
 
@@ -162,11 +170,11 @@ def _speeds(measured: _Measured, workload: Workload) -> dict[str, Any]:
 
 
 def _against_limits(measured: _Measured, quantize: str) -> dict[str, Any]:
-    executor, ceilings = measured.executor, measured.ceilings
-    form = quantize if quantize == "int8" else str(executor.dtype).removeprefix("torch.")
-    step = step_bytes(measured.architecture, executor.plan, quantize, executor.dtype.itemsize)
+    plan, dtype, ceilings = measured.plan, measured.dtype, measured.ceilings
+    form = quantize if quantize == "int8" else str(dtype).removeprefix("torch.")
+    step = step_bytes(measured.architecture, plan, quantize, dtype.itemsize)
     num_blocks = measured.architecture.num_blocks("decoder")
-    num_streamed = len(streamed_parts(executor.plan))
+    num_streamed = len(streamed_parts(plan))
     return {
         "quantize": form,
         "weight_bytes_per_token": step.weights,
@@ -178,7 +186,3 @@ def _against_limits(measured: _Measured, quantize: str) -> dict[str, Any]:
         "resident_blocks": num_blocks - num_streamed,
         "streamed_blocks": num_streamed,
     }
-
-
-def _measure_ceilings(device: torch.device) -> Ceilings:
-    return Ceilings(measure_ram_bandwidth())
