@@ -32,11 +32,21 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         *({"ACTIVATION_TYPE": number, "HEAD_DIM": 64, "GROUP": 1} for number in _TYPES),
         {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
     ],
+    "dequantize": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+    "gemm": [
+        {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated}
+        for number, tokens, gated in ((0, 128, 0), (0, 32, 1), (1, 64, 0), (2, 128, 1))
+    ],
+    "gemm_hopper": [
+        {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated, "GROUPS": groups}
+        for number, tokens, gated, groups in ((0, 128, 0, 4), (1, 64, 1, 2), (2, 128, 0, 3))
+    ],
     "linear": [
         # Every pair of choices, not every triple: the largest source takes longest.
         {"ACTIVATION_TYPE": number, "GATED": gated, "MATRIX_UNITS": (number + gated) % 2}
         for number in _TYPES
         for gated in (0, 1)
     ],
+    "pack_rows": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "step": [{"ACTIVATION_TYPE": number} for number in _TYPES],
 }

@@ -1,0 +1,101 @@
+// Tiles of int8 weights to a plain row-major matrix in float16, bfloat16 or float32.
+//
+// A warp reads a run of a row tile, 16 bytes a lane and load, and turns it through shared memory, so
+// that what it writes is 256 consecutive bytes of a row. The product of integer and scale is taken
+// in float32 and rounded once.
+//
+// Defines: ACTIVATION_TYPE.
+
+#include "common.cuh"
+
+#if ACTIVATION_TYPE == 2
+#define CHUNKS 2             // chunks of 32 inputs that a warp turns at a time: 256 bytes of a row
+#define ROW_BYTES (256 + 64) // what a row takes in shared memory, so that stores meet no conflict
+#else
+#define CHUNKS 4
+#define ROW_BYTES (256 + 32)
+#endif
+#define WARPS 8
+#define PER_STORE (16 / sizeof(act_t))
+
+// Integer byte `index` of a word, unbiased. 2^23 + u is a float whose lowest bits are u.
+template <int index> __device__ __forceinline__ float integer(u32 word) {
+    u32 bits;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bits) : "r"(word), "r"(0x4b000000u), "n"(0x7650 + index));
+    return __uint_as_float(bits) - 8388736.0f;
+}
+
+#if ACTIVATION_TYPE != 2
+__device__ __forceinline__ u32 two(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 bits;
+#if ACTIVATION_TYPE == 0
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+#endif
+    return bits;
+#else
+    return from_float(low) | (u32)from_float(high) << 16;
+#endif
+}
+#endif
+
+// Four neighbouring inputs of a row into shared memory.
+__device__ __forceinline__ void put(u8* at, u32 word, float scale) {
+    float v0 = integer<0>(word) * scale, v1 = integer<1>(word) * scale;
+    float v2 = integer<2>(word) * scale, v3 = integer<3>(word) * scale;
+#if ACTIVATION_TYPE == 2
+    *(float4*)at = make_float4(v0, v1, v2, v3);
+#else
+    *(uint2*)at = make_uint2(two(v0, v1), two(v2, v3));
+#endif
+}
+
+// Grid: enough blocks of 256 threads for a warp per row tile and run of CHUNKS chunks.
+// `tiles` and `scale` begin at the first row tile wanted; `rows` of it are written, `columns` each,
+// `stride` elements apart. `is_aligned`: every row begins at a multiple of 16 bytes.
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+dequantize(const uint4* __restrict__ tiles, const float* __restrict__ scale,
+           act_t* __restrict__ out, int chunks, int rows, int columns, int stride,
+           int is_aligned) {
+    __shared__ __align__(16) u8 turned[WARPS][16 * ROW_BYTES];
+    const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+    u8* mine = turned[threadIdx.x >> 5];
+    const int runs = (chunks + CHUNKS - 1) / CHUNKS;
+    const int task = blockIdx.x * WARPS + (threadIdx.x >> 5);
+    const int tile = task / runs, first = task % runs * CHUNKS;
+    if (tile * 16 >= rows) return;
+
+    uint4 words[CHUNKS];
+    const uint4* source = tiles + ((size_t)tile * chunks + first) * 32 + lane;
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++)
+        words[j] = first + j < chunks ? __ldg(source + j * 32) : make_uint4(0, 0, 0, 0);
+    const float upper = __ldg(scale + tile * 16 + g), lower = __ldg(scale + tile * 16 + 8 + g);
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) {
+        u8* at = mine + g * ROW_BYTES + (j * 32 + c * 4) * (int)sizeof(act_t);
+        put(at, words[j].x, upper);
+        put(at + 8 * ROW_BYTES, words[j].y, lower);
+        put(at + 16 * sizeof(act_t), words[j].z, upper);
+        put(at + 16 * sizeof(act_t) + 8 * ROW_BYTES, words[j].w, lower);
+    }
+    __syncwarp();
+
+    // Half a warp writes a row; the columns behind the last one are padding.
+    const int column = first * 32 + (lane & 15) * PER_STORE;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int local = 2 * i + (lane >> 4), row = tile * 16 + local;
+        if (row >= rows || column >= columns) continue;
+        const u8* from = mine + local * ROW_BYTES + (lane & 15) * 16;
+        act_t* to = out + (size_t)row * stride + column;
+        if (is_aligned && column + (int)PER_STORE <= columns) {
+            *(uint4*)to = *(const uint4*)from;
+        } else {
+            for (int e = 0; e < (int)PER_STORE && column + e < columns; e++)
+                to[e] = ((const act_t*)from)[e];
+        }
+    }
+}
