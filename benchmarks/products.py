@@ -1,6 +1,6 @@
 """The products of a decode step of CPM-2's shape, captured in one graph, against the copy ceiling.
 
-Run on a machine with a GPU: python benchmarks/products.py [--output FILE] [--sweep]
+Run on a machine with a GPU: python benchmarks/products.py [--output FILE]
 """
 
 import argparse
@@ -35,8 +35,8 @@ def _layer(generator):
 
 def _run(layers, hidden, norm):
     for layer in layers:
-        qkv = ops.linears(hidden, layer["qkv"], [None] * 3, norm=norm)
-        hidden = ops.linear(qkv[0].contiguous(), layer["o"][0], residual=hidden)
+        ops.linears(hidden, layer["qkv"], [None] * 3, norm=norm)
+        hidden = ops.linear(hidden, layer["o"][0], residual=hidden)
         q = ops.linear(hidden, layer["cq"][0], norm=norm)
         hidden = ops.linear(q, layer["co"][0], residual=hidden)
         inner = ops.gated_linear(hidden, *layer["wi"], "gelu_new", norm=norm)
@@ -86,7 +86,6 @@ def measure_gpu_copy_bandwidth(device):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output")
-    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--kinds", action="store_true")
     options = parser.parse_args()
     generator = torch.Generator("cuda").manual_seed(0)
@@ -118,26 +117,6 @@ def main():
     for rows in (1, 4):
         show(f"dp4a rows {rows}", rows)
     few_rows.matrix_units_off = False
-    if options.sweep:
-        for warps, stages, blocks in [
-            (16, 8, 1),
-            (16, 12, 1),
-            (16, 8, 2),
-            (16, 4, 2),
-            (16, 4, 3),
-            (8, 8, 2),
-            (8, 8, 4),
-            (8, 4, 4),
-            (8, 4, 6),
-            (8, 12, 3),
-            (32, 4, 1),
-        ]:
-            few_rows._CONFIGURATIONS = ((warps, stages),)
-            few_rows._MAX_BLOCKS = blocks
-            few_rows._shape.cache_clear()
-            show(f"warps {warps} stages {stages} blocks {blocks}", 1)
-        few_rows._CONFIGURATIONS, few_rows._MAX_BLOCKS = ((16, 4), (8, 8), (8, 4)), 2
-        few_rows._shape.cache_clear()
     if options.kinds:
         norm = Norm(torch.ones(HIDDEN, device="cuda", dtype=torch.float16), None, 1e-6)
         for overlap in (True, False):

@@ -91,7 +91,7 @@ def test_the_planned_bytes_are_those_of_the_loaded_weights(tiny_cpm1, tiny_cpm2)
             model = martlet.load(folder, device="cpu", quantize=quantize)
             executor = model._model.generator.executor
             blocks = [executor.fixed()]
-            blocks += [w for stack in ("encoder", "decoder") for _, w in executor.blocks(stack)]
+            blocks += [w for phase in ("encode", "prefill") for _, w in executor.blocks(phase)]
             nbytes = sum(weight.nbytes for block in blocks for weight in block.values())
             assert nbytes == model.plan.weight_bytes("ram"), (folder.name, quantize)
 

@@ -8,7 +8,7 @@ import torch
 
 from martlet.bench.measure_shape import default_protocol, measure_shape, workload_of
 from martlet.bench.opening import Setting, open_shape
-from martlet.bench.passes import Workload, time_passes
+from martlet.bench.passes import Passes, Workload
 from martlet.bench.shapes import SHAPES, Shape
 from martlet.errors import CapacityError, UsageError
 
@@ -98,7 +98,7 @@ def test_all_rows_of_a_batch_do_the_work_of_one():
         return block(stack, index, weights, hidden, step, cache)
 
     architecture.block = watched
-    time_passes(architecture, executor, workload, 3)
+    Passes(architecture, executor, workload).time(3)
     assert seen == [(0, (3, 8)), (1, (3, 8))] + 3 * [(0, (3, 1)), (1, (3, 1))]
 
 
@@ -114,7 +114,7 @@ def test_random_weights_keep_hidden_states_at_a_size_that_half_precision_holds()
             return head(fixed, stack, hidden)
 
         architecture.head = watched
-        time_passes(architecture, executor, workload, 1)
+        Passes(architecture, executor, workload).time(1)
         assert all(0.01 < size < 1000 for size in sizes), (shape.name, sizes)
 
 

@@ -21,7 +21,7 @@ def _executor(store, dtype=torch.float32, transform=None):
 
 def test_int8_weights_stay_the_mapped_file(tiny_cpm2):
     store = open_store(tiny_cpm2)
-    (_, weights), *_ = _executor(store).blocks("decoder")
+    (_, weights), *_ = _executor(store).blocks("decode")
     stored = store.block("decoder.0")
     num_int8 = 0
     for name, weight in weights.items():
@@ -41,9 +41,9 @@ def test_float_weights_are_cast_once(tiny_cpm1):
 
 def test_blocks_come_in_order_and_again(tiny_cpm2):
     executor = _executor(open_store(tiny_cpm2))
-    for stack in ("encoder", "decoder"):
-        assert [index for index, _ in executor.blocks(stack)] == [0, 1]
-        assert [index for index, _ in executor.blocks(stack)] == [0, 1]
+    for phase in ("encode", "prefill", "decode"):
+        assert [index for index, _ in executor.blocks(phase)] == [0, 1]
+        assert [index for index, _ in executor.blocks(phase)] == [0, 1]
 
 
 def test_the_transform_sees_every_block(tiny_cpm1):
@@ -54,7 +54,7 @@ def test_the_transform_sees_every_block(tiny_cpm1):
     )
     assert isinstance(executor.fixed()["transformer.wte.weight"], QuantizedTensor)
     assert isinstance(executor.fixed()["transformer.wpe.weight"], torch.Tensor)
-    for _, weights in executor.blocks("decoder"):
+    for _, weights in executor.blocks("decode"):
         assert isinstance(weights["attn.c_attn.weight"], QuantizedTensor)
 
 

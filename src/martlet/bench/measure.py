@@ -168,7 +168,7 @@ def _request(generator: Generator, workload: Workload) -> Request:
 
 def _weight_bytes_per_token(generator: Generator) -> int:
     executor = generator.executor
-    blocks = (weights for _, weights in executor.blocks("decoder"))
+    blocks = (weights for _, weights in executor.blocks("decode"))
     specs = generator.architecture.block_specs()
     once = {tensor.name for block in specs for tensor in block.tensors if tensor.once}
     return decode_step_bytes(executor.fixed(), blocks, once)
@@ -176,7 +176,7 @@ def _weight_bytes_per_token(generator: Generator) -> int:
 
 def _form_of(executor: Executor) -> str:
     """The form of the matrices: "int8", or the float type."""
-    weights = [w for _, block in executor.blocks("decoder") for w in block.values()]
+    weights = [w for _, block in executor.blocks("decode") for w in block.values()]
     if any(isinstance(weight, QuantizedTensor) for weight in weights):
         return "int8"
     return str(executor.dtype).removeprefix("torch.")

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from martlet.bench.ceilings import measure_ceilings
-from martlet.bench.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.bench.limits import Ceilings, step_bytes, streamed_parts
 from martlet.bench.opening import Setting, open_shape
-from martlet.bench.passes import PassTimes, Workload, time_passes
+from martlet.bench.passes import Passes, PassTimes, Workload
 from martlet.bench.record import Record, checkout_commit
 from martlet.bench.shapes import Shape
+from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import probe_cpu
 from martlet.memory.executor import Executor
 from martlet.memory.plan import Plan
@@ -123,10 +123,11 @@ def _time_all(
     progress: Callable[[int, int], None] | None,
 ) -> PassTimes:
     """Medians over the repetitions, after a shorter run that is not counted."""
+    passes = Passes(architecture, executor, workload)
     runs = []
     for number in range(workload.repetitions + 1):
         steps = workload.decode_steps if number else min(_WARM_UP_STEPS, workload.decode_steps)
-        times = time_passes(architecture, executor, workload, steps)
+        times = passes.time(steps)
         if number:
             runs.append(times)
         if progress:
@@ -183,6 +184,7 @@ def _against_limits(measured: _Measured, quantize: str) -> dict[str, Any]:
         "pcie_bytes_per_second": ceilings.pcie_bytes_per_second,
         "matrix_flop_per_second": ceilings.matrix_flop_per_second,
         "share_of_limit": step.limit_seconds(ceilings) / measured.times.step,
+        "predicted_seconds_per_token": plan.seconds_per_token,
         "resident_blocks": num_blocks - num_streamed,
         "streamed_blocks": num_streamed,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,9 +11,12 @@ from martlet.bench.passes import Workload
 from martlet.bench.random_source import RandomSource
 from martlet.bench.shapes import Shape
 from martlet.device.probe import Gpu, probe_gpus, probe_ram
+from martlet.engine.machine import measured_bandwidth, probe_gpu_state
+from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
-from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
+from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
+from martlet.memory.streamed import StreamedExecutor
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
 
@@ -32,6 +35,11 @@ class Setting:
     ram_bytes: int | None = None
     num_threads: int | None = None
     seed: int = 0
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether matrices are int8."""
+        return self.quantize == "int8"
 
 
 def open_shape(shape: Shape, setting: Setting, workload: Workload) -> tuple[Architecture, Executor]:
@@ -68,28 +76,44 @@ def _open_on(
     setting: Setting,
     workload: Workload,
 ) -> Executor:
-    sizes = [
-        BlockSize(
-            spec.name,
-            sum(tensor_bytes(t, setting.quantize, dtype.itemsize) for t in spec.tensors),
-        )
-        for spec in architecture.block_specs()
-    ]
-    budget = Budget(
-        gpu_bytes=_capped(gpu.free_bytes if gpu else 0, setting.gpu_memory_bytes),
-        ram_bytes=_capped(probe_ram().available_bytes, setting.ram_bytes),
-    )
+    specs = architecture.block_specs()
+    parts = lay_out_parts(specs, lambda _, t: setting.is_int8 and t.kind != "other", dtype)
+    if gpu:
+        sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
+    else:
+        sizes = [
+            BlockSize(
+                spec.name,
+                sum(tensor_bytes(t, setting.quantize, dtype.itemsize) for t in spec.tensors),
+            )
+            for spec in specs
+        ]
+    demand, gpu_bytes = _demand(architecture, workload, dtype), 0
+    if gpu:
+        state = probe_gpu_state(torch.device("cuda", gpu.index))
+        demand = replace(demand, context_bytes=state.context_bytes)
+        gpu_bytes = _capped(state.available_bytes, setting.gpu_memory_bytes)
     plan = make_plan(
         sizes,
         "cuda" if gpu else "cpu",
-        budget,
-        _demand(architecture, workload, dtype),
+        Budget(gpu_bytes, _capped(probe_ram().available_bytes, setting.ram_bytes)),
+        demand,
         setting.num_threads or torch.get_num_threads(),
         setting.num_threads,
     )
-    where = torch.device("cuda", gpu.index) if gpu else torch.device("cpu")
     source = RandomSource(architecture, setting.quantize, dtype, setting.seed)
-    return ResidentExecutor(plan, source, where, dtype)
+    if gpu:
+        device = torch.device("cuda", gpu.index)
+        has_encoder = architecture.has_encoder
+        work = Work(
+            prompt_tokens=1 if has_encoder else workload.prompt_tokens,
+            encoder_tokens=workload.prompt_tokens if has_encoder else 0,
+            fixed_decode_bytes=head_bytes(parts["fixed"]),
+            bytes_per_weight=1.0 if setting.is_int8 else dtype.itemsize,
+        )
+        plan = plan.predicted(work, measured_bandwidth(device))
+        return StreamedExecutor(plan, parts, source, device, dtype)
+    return ResidentExecutor(plan, source, torch.device("cpu"), dtype)
 
 
 def _demand(architecture: Architecture, workload: Workload, dtype: torch.dtype) -> Demand:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from martlet.device.threads import cpu_threads
+from martlet.engine.decode import DecodeLoop
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
+from martlet.memory.plan import Phase
 from martlet.models.architecture import Architecture, Stack
 
-__all__ = ["PassTimes", "Workload", "time_passes"]
+__all__ = ["PassTimes", "Passes", "Workload"]
 
 _Result = TypeVar("_Result")
+_NEXT_STEP = "use a smaller --batch or fewer tokens"
 
 
 @dataclass(frozen=True)
@@ -52,42 +55,45 @@ class PassTimes:
     step: float
 
 
-def time_passes(
-    architecture: Architecture, executor: Executor, workload: Workload, decode_steps: int
-) -> PassTimes:
-    """Run one generation, greedy and past any end of the text, of ``decode_steps`` steps.
+class Passes:
+    """Generations of one workload, again and again in the same cache: steps are captured once.
 
     Raises:
-        CapacityError: cache or activations do not fit into memory.
+        CapacityError: the cache does not fit into memory.
     """
-    with (
-        report_out_of_memory("measuring", "use a smaller --batch or fewer tokens"),
-        torch.inference_mode(),
-    ):
-        passes = _Passes(architecture, executor, workload)
-        prompt = _spread_ids(architecture, executor, workload)
-        encode_seconds = 0.0
-        if architecture.has_encoder:
-            encode_seconds, _ = passes.timed(lambda: passes.encode(prompt))
-            prompt = prompt[:, :1]
-        prefill_seconds, next_ids = passes.timed(lambda: passes.read(prompt))
-        decode_seconds, _ = passes.timed(lambda: passes.decode(next_ids, decode_steps))
-    return PassTimes(encode_seconds, prefill_seconds, decode_seconds / decode_steps)
 
-
-class _Passes:
     def __init__(self, architecture: Architecture, executor: Executor, workload: Workload) -> None:
         self._architecture = architecture
         self._executor = executor
+        self._prompt = _spread_ids(architecture, executor, workload)
         has_encoder = architecture.has_encoder
-        self._cache = architecture.new_cache(
-            workload.batch,
-            workload.decoder_tokens(has_encoder),
-            torch.empty(0, dtype=executor.dtype, device=executor.device),
-            workload.prompt_tokens if has_encoder else 0,
-        )
+        with report_out_of_memory("making a cache", _NEXT_STEP), torch.inference_mode():
+            self._cache = architecture.new_cache(
+                workload.batch,
+                workload.decoder_tokens(has_encoder),
+                torch.empty(0, dtype=executor.dtype, device=executor.device),
+                workload.prompt_tokens if has_encoder else 0,
+            )
+            self._loop = DecodeLoop(architecture, executor, self._cache, workload.decode_steps)
 
-    def timed(self, work: Callable[[], _Result]) -> tuple[float, _Result]:
+    def time(self, decode_steps: int) -> PassTimes:
+        """Run one generation, greedy and past any end of the text, of so many steps.
+
+        Raises:
+            CapacityError: activations do not fit into memory.
+        """
+        prompt, encode_seconds = self._prompt, 0.0
+        with report_out_of_memory("measuring", _NEXT_STEP), torch.inference_mode():
+            if self._architecture.has_encoder:
+                encode_seconds, _ = self._timed(lambda: self._encode(prompt))
+                prompt = prompt[:, :1]
+            prefill_seconds, next_ids = self._timed(lambda: self._read(prompt))
+            decode_seconds, _ = self._timed(lambda: self._decode(next_ids, decode_steps))
+            self._loop.end()
+            self._cache.end_steps([0] * self._cache.num_slots)  # empty for the next one
+        return PassTimes(encode_seconds, prefill_seconds, decode_seconds / decode_steps)
+
+    def _timed(self, work: Callable[[], _Result]) -> tuple[float, _Result]:
         """The seconds until a piece of work is done on the device too, and its result."""
         self._wait()
         start = time.perf_counter()
@@ -95,31 +101,31 @@ class _Passes:
         self._wait()
         return time.perf_counter() - start, result
 
-    def encode(self, token_ids: Tensor) -> None:
+    def _encode(self, token_ids: Tensor) -> None:
         """Run the encoder; token_ids (batch, num_tokens)."""
-        hidden = self._run_stack("encoder", token_ids)
+        hidden = self._run("encode", token_ids)
         hidden = self._architecture.head(self._executor.fixed(), "encoder", hidden)
         lengths = torch.full(token_ids.shape[:1], token_ids.shape[1], device=hidden.device)
         self._cache.set_encoder_output(hidden, lengths)
 
-    def read(self, token_ids: Tensor) -> Tensor:
+    def _read(self, token_ids: Tensor) -> Tensor:
         """One pass of the decoder: (batch, num_tokens) -> the likeliest next ids (batch, 1)."""
-        hidden = self._run_stack("decoder", token_ids)[:, -1:]
+        hidden = self._run("prefill", token_ids)[:, -1:]
         logits = self._architecture.head(self._executor.fixed(), "decoder", hidden)
         return logits.argmax(dim=-1)
 
-    def decode(self, token_ids: Tensor, num_steps: int) -> Tensor:
-        """So many passes, each over what the one before chose."""
+    def _decode(self, token_ids: Tensor, num_steps: int) -> None:
+        """So many steps, each over what the one before chose; (batch, 1) begins."""
+        self._loop.begin(token_ids[:, 0].tolist())
         with cpu_threads(self._executor.plan.decode_threads):
-            for _ in range(num_steps):
-                token_ids = self.read(token_ids)
-        return token_ids
+            self._loop.launch(num_steps)
 
-    def _run_stack(self, stack: Stack, token_ids: Tensor) -> Tensor:
+    def _run(self, phase: Phase, token_ids: Tensor) -> Tensor:
+        stack: Stack = "encoder" if phase == "encode" else "decoder"
         cache = self._cache if stack == "decoder" else None
         executor = self._executor
         hidden, step = self._architecture.embed(executor.fixed(), stack, token_ids, cache)
-        for index, weights in executor.blocks(stack):
+        for index, weights in executor.blocks(phase):
             hidden = self._architecture.block(stack, index, weights, hidden, step, cache)
         return hidden
 

@@ -78,6 +78,7 @@ class DecodeLoop:
         """Start so many more steps; returns before they have run."""
         assert self._num_launched + num_steps <= self._state.output_ids.shape[1]
         with torch.inference_mode():
+            self._executor.prime()
             for _ in range(num_steps):
                 if self._graph is not None:
                     self._graph.replay()

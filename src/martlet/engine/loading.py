@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,35 @@ import torch
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_gpus, probe_ram
 from martlet.device.size import parse_bytes
+from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
+from martlet.engine.machine import (
+    ASSUMED_CONTEXT_BYTES,
+    GpuState,
+    measured_bandwidth,
+    probe_gpu_state,
+)
+from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, UsageError, VocabularyError
-from martlet.memory.executor import BlockTransform, ResidentExecutor, resident_nbytes
-from martlet.memory.plan import BlockSize, Budget, Demand, DeviceKind, Plan, make_plan
+from martlet.memory.executor import (
+    BlockTransform,
+    Executor,
+    ResidentExecutor,
+    resident_nbytes,
+)
+from martlet.memory.layout import PartLayout
+from martlet.memory.plan import (
+    Bandwidth,
+    BlockSize,
+    Budget,
+    Demand,
+    DeviceKind,
+    Plan,
+    Work,
+    make_plan,
+)
+from martlet.memory.streamed import StreamedExecutor
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
@@ -29,6 +53,8 @@ _USUAL_TOKENS = 512
 # Models with rotary positions take far more tokens than most texts have; the memory for more than
 # this many is asked for when a text is that long.
 _MOST_PLANNED_TOKENS = 2048
+_PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
+_PREDICTED_TOKENS = 256  # of the prompt that times are predicted for
 _WORKSPACE_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
 
 
@@ -65,11 +91,12 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class PlannedLoad:
-    """A plan, and what the executor needs to know beside it."""
+    """A plan, and what the executor needs to know beside it; ``parts`` where a GPU computes."""
 
     plan: Plan
     device: torch.device
     dtype: torch.dtype
+    parts: Mapping[str, PartLayout] | None = None
 
 
 class ModelFolder:
@@ -140,6 +167,18 @@ class ModelFolder:
                     raise
         return self._plan_on("cpu", None, options)
 
+    def plan_for_card(self, gpu: Gpu, bandwidth: Bandwidth, options: LoadOptions) -> Plan:
+        """The plan, with the times to expect, for a graphics card that need not be here.
+
+        Raises:
+            CapacityError: the model does not fit.
+        """
+        dtype = _compute_dtype(self.store.family, gpu)
+        state = GpuState(ASSUMED_CONTEXT_BYTES, gpu.free_bytes)
+        planned = self._plan_gpu(torch.device("cuda"), dtype, state, options)
+        assert planned.parts is not None
+        return planned.plan.predicted(self._work(planned.parts, dtype), bandwidth)
+
     def load(
         self, name: str, planned: PlannedLoad, transform: BlockTransform | None = None
     ) -> TaskModel:
@@ -156,13 +195,19 @@ class ModelFolder:
         entry = self.store.tokenizer
         tokenizer = load_tokenizer(entry.kind, self.store.folder, entry.files)
         check_vocabulary(tokenizer, self.architecture.vocab_size)
-        executor = ResidentExecutor(
-            planned.plan, self.store, planned.device, planned.dtype, transform
-        )
+        executor = self._executor(planned, transform)
         generator = Generator(self.architecture, executor, tokenizer)
         return TaskModel(
             name, self.store.family, generator, self.max_input_tokens, self.suppress_tokens
         )
+
+    def _executor(self, planned: PlannedLoad, transform: BlockTransform | None) -> Executor:
+        if planned.parts is None:
+            return ResidentExecutor(
+                planned.plan, self.store, planned.device, planned.dtype, transform
+            )
+        source = FolderSource(self.store, planned.device, transform)
+        return StreamedExecutor(planned.plan, planned.parts, source, planned.device, planned.dtype)
 
     def specs(self) -> dict[str, BlockSpec]:
         """The blocks of the architecture by name."""
@@ -172,23 +217,47 @@ class ModelFolder:
         dtype = _compute_dtype(self.store.family, gpu)
         # None where nothing changes: an int8 folder may hold float matrices as well.
         quantize = None if options.quantize == self.store.quantize else options.quantize
-        plan = make_plan(
-            [
+        threads = options.num_threads or torch.get_num_threads()
+        ram_bytes = _capped(probe_ram().available_bytes, options.ram)
+        if gpu is None:
+            sizes = [
                 BlockSize(spec.name, self._block_nbytes(spec, quantize, dtype))
                 for spec in self.architecture.block_specs()
-            ],
-            device,
-            Budget(
-                gpu_bytes=_capped(gpu.free_bytes if gpu else 0, options.gpu_memory),
-                ram_bytes=_capped(probe_ram().available_bytes, options.ram),
-            ),
-            self._demand(dtype),
+            ]
+            budget = Budget(gpu_bytes=0, ram_bytes=ram_bytes)
+            plan = make_plan(
+                sizes, device, budget, self._demand(dtype), threads, options.num_threads
+            )
+            return PlannedLoad(plan, torch.device("cpu"), dtype)
+        target = torch.device("cuda", gpu.index)
+        planned = self._plan_gpu(target, dtype, probe_gpu_state(target), options)
+        assert planned.parts is not None
+        work = self._work(planned.parts, dtype)
+        return replace(planned, plan=planned.plan.predicted(work, measured_bandwidth(target)))
+
+    def _plan_gpu(
+        self, device: torch.device, dtype: torch.dtype, state: GpuState, options: LoadOptions
+    ) -> PlannedLoad:
+        quantize = None if options.quantize == self.store.quantize else options.quantize
+        parts = self._parts(quantize, dtype)
+        ram_bytes = _capped(probe_ram().available_bytes, options.ram)
+        plan = make_plan(
+            [BlockSize(part.name, part.nbytes) for part in parts.values()],
+            "cuda",
+            Budget(_capped(state.available_bytes, options.gpu_memory), ram_bytes),
+            replace(self._demand(dtype), context_bytes=state.context_bytes),
             options.num_threads or torch.get_num_threads(),
             options.num_threads,
         )
-        return PlannedLoad(
-            plan, torch.device("cuda", gpu.index) if gpu else torch.device("cpu"), dtype
-        )
+        return PlannedLoad(plan, device, dtype, parts)
+
+    def _parts(self, quantize: str | None, dtype: torch.dtype) -> dict[str, PartLayout]:
+        def is_int8(spec: BlockSpec, tensor: TensorSpec) -> bool:
+            if quantize is not None:
+                return quantize == "int8" and tensor.kind != "other"
+            return isinstance(self.store.block(spec.name)[tensor.name], QuantizedTensor)
+
+        return lay_out_parts(self.architecture.block_specs(), is_int8, dtype)
 
     def _block_nbytes(self, spec: BlockSpec, quantize: str | None, dtype: torch.dtype) -> int:
         weights = self.store.block(spec.name)
@@ -213,6 +282,19 @@ class ModelFolder:
         return Demand(
             self.architecture.cache_bytes(1, decoder_tokens, input_tokens, dtype),
             scores_bytes + activation_bytes + _WORKSPACE_FLOOR_BYTES,
+        )
+
+    def _work(self, parts: Mapping[str, PartLayout], dtype: torch.dtype) -> Work:
+        """A text of usual length; an encoder reads it, and the decoder begins with one token."""
+        limits = (self.max_input_tokens, self.architecture.max_positions, _PREDICTED_TOKENS)
+        num_tokens = min(limit for limit in limits if limit)
+        has_encoder = self.architecture.has_encoder
+        is_int8 = any(entry.is_tiled for entry in parts["decoder.0"].entries)
+        return Work(
+            prompt_tokens=1 if has_encoder else num_tokens,
+            encoder_tokens=num_tokens if has_encoder else 0,
+            fixed_decode_bytes=head_bytes(parts["fixed"]),
+            bytes_per_weight=1 if is_int8 else dtype.itemsize,
         )
 
     def _weights_fit(self) -> None:

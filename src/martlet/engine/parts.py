@@ -9,7 +9,7 @@ import torch
 from martlet.memory.layout import PartLayout, TensorForm, lay_out_part
 from martlet.models.architecture import BlockSpec, TensorSpec
 
-__all__ = ["lay_out_parts"]
+__all__ = ["head_bytes", "lay_out_parts"]
 
 _ONCE_SUFFIX = ".once"
 
@@ -35,3 +35,13 @@ def lay_out_parts(
             if forms:
                 parts[name] = lay_out_part(name, spec.name, forms, dtype)
     return parts
+
+
+# The tables of all architectures that serve as output matrix where there is no head of their own.
+_HEADS = ("lm_head.weight", "transformer.wte.weight", "shared.weight", "model.embed_tokens.weight")
+
+
+def head_bytes(fixed: PartLayout) -> int:
+    """Bytes of the output matrix, which every decode step reads, among the fixed weights."""
+    by_name = {entry.name: entry for entry in fixed.entries}
+    return next(by_name[name].nbytes for name in _HEADS if name in by_name)

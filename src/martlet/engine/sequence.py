@@ -11,6 +11,7 @@ from torch import Tensor
 from martlet.device.threads import cpu_threads
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
+from martlet.memory.plan import Phase
 from martlet.models.architecture import Architecture, Stack
 
 __all__ = ["RunningSequence"]
@@ -87,9 +88,14 @@ class RunningSequence:
         executor = self._executor
         rows = torch.tensor([list(token_ids)], device=executor.device)  # (1, num_tokens)
         hidden, step = self._architecture.embed(executor.fixed(), stack, rows, cache)
-        for index, weights in executor.blocks(stack):
+        for index, weights in executor.blocks(self._phase(stack)):
             hidden = self._architecture.block(stack, index, weights, hidden, step, cache)
         return hidden
+
+    def _phase(self, stack: Stack) -> Phase:
+        if stack == "encoder":
+            return "encode"
+        return "prefill" if self.num_tokens == 0 else "decode"
 
     def _threads(self, token_ids: Sequence[int]) -> AbstractContextManager[None]:
         plan = self._executor.plan

@@ -21,7 +21,7 @@ from torch import Tensor
 from martlet.kernels import reference, tiled
 from martlet.kernels.cache_view import CacheView
 from martlet.kernels.cpu.int8_linear import int8_linear
-from martlet.kernels.cuda import decode, few_rows
+from martlet.kernels.cuda import decode, few_rows, many_rows
 from martlet.kernels.cuda.driver import break_launch_chain
 from martlet.kernels.norm import Norm
 from martlet.kernels.step_state import StepState
@@ -77,7 +77,7 @@ def linear(
         rows = x.reshape(-1, x.shape[-1])
         added = None if residual is None else residual.reshape(rows.shape[0], -1)
         epilogue = few_rows.Epilogue(activation, added)
-        return few_rows.linear(rows, tiles, [bias], norm, epilogue).view(*x.shape[:-1], -1)
+        return _tiled_product(rows, tiles, [bias], norm, epilogue).view(*x.shape[:-1], -1)
     out = _product(_normal(x, norm), weight, bias)
     if activation is not None:
         out = ACTIVATIONS[activation](out)
@@ -98,7 +98,7 @@ def logits(x: Tensor, weight: Weight, *, norm: Norm | None = None) -> Tensor:
     if tiles is not None:
         rows = x.reshape(-1, x.shape[-1])
         epilogue = few_rows.Epilogue(dtype=torch.float32)
-        out = few_rows.linear(rows, tiles, [None], norm, epilogue)
+        out = _tiled_product(rows, tiles, [None], norm, epilogue)
         return out.view(*x.shape[:-1], -1)
     return _product(_normal(x, norm), weight, None).float()
 
@@ -121,7 +121,7 @@ def linears(
     tiles = _tiles(x, weights)
     if tiles is not None:
         rows = x.reshape(-1, x.shape[-1])
-        out = few_rows.linear(rows, tiles, biases, norm)
+        out = _tiled_product(rows, tiles, biases, norm, few_rows.Epilogue())
         sizes = [weight.shape[0] for weight in weights]
         return torch.split(out.view(*x.shape[:-1], -1), sizes, dim=-1)
     normal = _normal(x, norm)
@@ -152,11 +152,25 @@ def gated_linear(
 
 
 def _tiles(x: Tensor, weights: Sequence[Weight]) -> list[TiledTensor] | None:
-    """The weights where the kernels for few rows take them, else None."""
-    if not x.is_cuda or x.numel() > few_rows.MAX_ROWS * x.shape[-1] or x.shape[-1] % 8:
-        return None
+    """The weights where the GPU's own kernels take them, else None."""
     tiles = [weight for weight in weights if isinstance(weight, TiledTensor)]
-    return tiles if len(tiles) == len(weights) else None
+    return tiles if x.is_cuda and len(tiles) == len(weights) else None
+
+
+def _is_few(rows: Tensor) -> bool:
+    return rows.shape[0] <= few_rows.MAX_ROWS and rows.shape[1] % 8 == 0
+
+
+def _tiled_product(
+    rows: Tensor,
+    tiles: Sequence[TiledTensor],
+    biases: Sequence[Tensor | None],
+    norm: Norm | None,
+    epilogue: few_rows.Epilogue,
+) -> Tensor:
+    if _is_few(rows):
+        return few_rows.linear(rows.contiguous(), tiles, biases, norm, epilogue)
+    return many_rows.linear(_normal(rows, norm), tiles, biases, epilogue)
 
 
 def _normal(x: Tensor, parameters: Norm | None) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from martlet.memory.capacity import report_out_of_memory
-from martlet.memory.plan import Plan
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.memory.plan import Phase, Plan
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight, Weight
 
 __all__ = ["BlockSource", "BlockTransform", "Executor", "ResidentExecutor", "resident_nbytes"]
 
@@ -35,14 +35,24 @@ class Executor(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def fixed(self) -> Mapping[str, StoredWeight]:
+    @property
+    def is_capturable(self) -> bool:
+        """Whether decode steps can be captured into a graph."""
+        ...
+
+    def fixed(self) -> Mapping[str, Weight]:
         """The weights that belong to no layer."""
         ...
 
-    def blocks(
-        self, stack: Literal["encoder", "decoder"]
-    ) -> Iterator[tuple[int, Mapping[str, StoredWeight]]]:
-        """The blocks of a stack in order, each with its index; valid until the next one."""
+    def blocks(self, phase: Phase) -> Iterator[tuple[int, Mapping[str, Weight]]]:
+        """The blocks of a phase in order, each with its index; valid until the next one.
+
+        What is read once a text comes with "prefill" alone.
+        """
+        ...
+
+    def prime(self) -> None:
+        """Make ready for a decode step that was captured; every other phase undoes it."""
         ...
 
 
@@ -69,7 +79,7 @@ class ResidentExecutor:
         self.plan = plan
         self.device = device
         self.dtype = dtype
-        blocks: dict[str, dict[str, StoredWeight]] = {}
+        blocks: dict[str, dict[str, Weight]] = {}
         for placement in plan.phases[0].placements:
             with report_out_of_memory(
                 f"loading block {placement.block} ({placement.nbytes:,} bytes)",
@@ -80,25 +90,31 @@ class ResidentExecutor:
                     weights = transform(placement.block, weights)
                 blocks[placement.block] = {n: self._load(w) for n, w in weights.items()}
         self._fixed = blocks.pop("fixed")
-        self._stacks: dict[str, list[tuple[int, dict[str, StoredWeight]]]] = {
+        self._stacks: dict[str, list[tuple[int, dict[str, Weight]]]] = {
             "encoder": [],
             "decoder": [],
         }
-        for name, weights in blocks.items():
+        for name, loaded in blocks.items():
             stack, _, index = name.partition(".")
-            self._stacks[stack].append((int(index), weights))
+            self._stacks[stack].append((int(index), loaded))
         for stack_blocks in self._stacks.values():
             stack_blocks.sort(key=lambda block: block[0])
 
-    def fixed(self) -> Mapping[str, StoredWeight]:
+    @property
+    def is_capturable(self) -> bool:
+        """A processor has no graphs."""
+        return False
+
+    def fixed(self) -> Mapping[str, Weight]:
         """The weights that belong to no layer."""
         return self._fixed
 
-    def blocks(
-        self, stack: Literal["encoder", "decoder"]
-    ) -> Iterator[tuple[int, Mapping[str, StoredWeight]]]:
-        """The blocks of a stack in order, each with its index."""
-        return iter(self._stacks[stack])
+    def blocks(self, phase: Phase) -> Iterator[tuple[int, Mapping[str, Weight]]]:
+        """The blocks of a phase in order, each with its index."""
+        return iter(self._stacks["encoder" if phase == "encode" else "decoder"])
+
+    def prime(self) -> None:
+        """Nothing is in the way."""
 
     def _load(self, weight: StoredWeight) -> StoredWeight:
         if isinstance(weight, QuantizedTensor):

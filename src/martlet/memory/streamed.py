@@ -41,9 +41,6 @@ class _Visit:
 class StreamedExecutor:
     """The executor of a GPU, for any budget; with enough memory nothing is streamed.
 
-    ``is_capturable`` tells whether decode steps can be captured: every streamed part lies in
-    page-locked memory.
-
     Raises:
         CapacityError: memory ran out although the plan said that it would not.
     """
@@ -73,9 +70,9 @@ class StreamedExecutor:
             for name, layout in layouts.items():
                 self._place(layout, source, is_resident=tiers[name] == "gpu")
         torch.cuda.synchronize(device)
-        self.is_capturable = all([buffer.lock() for buffer in self._host.values()])
+        self._is_capturable = all([buffer.lock() for buffer in self._host.values()])
         self._ring: StagingRing | None = None
-        if not self.is_capturable:
+        if not self._is_capturable:
             _log.warning(
                 "%s of weights could not be page-locked: they are copied through a small ring, "
                 "and decoding will be slower",
@@ -109,6 +106,11 @@ class StreamedExecutor:
                 have = _Visit(index, (*have.streamed, layout), have.resident)
             visits[index] = have
         return [visits[index] for index in sorted(visits)]
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether every streamed part lies in page-locked memory."""
+        return self._is_capturable
 
     def fixed(self) -> Mapping[str, Weight]:
         """The weights that belong to no layer."""

@@ -94,6 +94,7 @@ class _Shape:
     stages: int
     rows: int
     max_rows: int
+    is_ragged: bool
     blocks_per_multiprocessor: int
     shared_bytes: int
 
@@ -104,7 +105,11 @@ def uses_matrix_units(capability: tuple[int, int], is_forced_off: bool = False) 
 
 
 def linear_defines(
-    dtype: torch.dtype, is_gated: bool, has_matrix_units: bool, shape: tuple[int, int, int]
+    dtype: torch.dtype,
+    is_gated: bool,
+    has_matrix_units: bool,
+    shape: tuple[int, int, int],
+    is_ragged: bool,
 ) -> dict[str, int]:
     """The compile-time choices of linear.cu; ``shape`` is (warps, stages, rows)."""
     warps, stages, max_rows = shape
@@ -115,6 +120,7 @@ def linear_defines(
         "WARPS": warps,
         "STAGES": stages,
         "MAX_ROWS": max_rows,
+        "RAGGED": int(is_ragged),
     }
 
 
@@ -246,9 +252,9 @@ def _shape(
         group = -(-group // 2)
 
 
-# Warps and loads in flight of a block, best first; the loads are shared by the matrices of the
-# gated form.
-_CONFIGURATIONS = ((16, 8), (16, 4), (8, 8), (8, 4), (8, 2))
+# Warps of a block and loads in flight of a thread, best first.
+_CONFIGURATIONS = ((16, 4), (8, 4), (8, 2))
+_MAX_BLOCKS = 2
 _BATCH = 2  # of linear.cu
 
 
@@ -262,22 +268,19 @@ def _fit(
 ) -> _Shape | None:
     warps, stages = configuration
     matrices = 2 if is_gated else 1
-    stages //= matrices
     step_chunks = warps * _BATCH
     chunks = -(-num_chunks // step_chunks) * step_chunks
     input_bytes = chunks * rows * (64 if has_matrix_units else 36)
     ring_bytes = warps * stages * matrices * 512 if limits.capability >= (8, 0) else 0
     shared_bytes = ring_bytes + -(-input_bytes // 16) * 16
-    shared_bytes += 4 * (2 * matrices * warps * 16 * rows + MAX_ROWS + 2 * warps)
+    shared_bytes += 4 * (2 * matrices * warps * 16 * rows + 2 * MAX_ROWS + 2 * warps)
     blocks = limits.shared_bytes_per_multiprocessor // (shared_bytes + _STATIC_SHARED_BYTES)
-    if stages < _BATCH or blocks == 0 or shared_bytes > limits.shared_bytes_per_block_optin:
+    if blocks == 0 or shared_bytes > limits.shared_bytes_per_block_optin:
         return None
     # Few different kernels: the matrix units take 8 rows at the price of one.
     max_rows = -(-rows // 8) * 8 if has_matrix_units else 1 << (rows - 1).bit_length()
-    return _Shape(warps, stages, rows, max_rows, min(blocks, _MAX_BLOCKS), shared_bytes)
-
-
-_MAX_BLOCKS = 2
+    is_ragged = chunks != num_chunks
+    return _Shape(warps, stages, rows, max_rows, is_ragged, min(blocks, _MAX_BLOCKS), shared_bytes)
 
 
 @functools.lru_cache(maxsize=512)
@@ -285,5 +288,5 @@ def _kernel(
     device: torch.device, dtype: torch.dtype, is_gated: bool, has_matrix_units: bool, shape: _Shape
 ) -> Kernel:
     sizes = (shape.warps, shape.stages, shape.max_rows)
-    defines = linear_defines(dtype, is_gated, has_matrix_units, sizes)
+    defines = linear_defines(dtype, is_gated, has_matrix_units, sizes, shape.is_ragged)
     return load_kernels("linear", defines, device)["linear"]

@@ -29,7 +29,13 @@
 #define MAX_ROWS 8
 #endif
 // Steps that are waited for and computed together; a tile is a whole number of them.
+#ifndef BATCH
 #define BATCH 2
+#endif
+// Whether a tile's inputs are no whole number of BATCH steps of all warps.
+#ifndef RAGGED
+#define RAGGED 1
+#endif
 // Loads in flight without asynchronous copies: they cost registers.
 #define AHEAD 4
 
@@ -167,13 +173,20 @@ __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row,
 }
 
 #if MATRIX_UNITS
-// Bytes 0,1 (low) or 2,3 (high) of a word as two float16: 0x64 above a byte u is 1024 + u.
-__device__ __forceinline__ u32 halves(u32 word, u32 selector) {
-    u32 biased, exact;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(biased) : "r"(word), "r"(0x64646464u), "r"(selector));
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(exact) : "r"(biased), "r"(0x64806480u));
-    return exact;
+// Bytes 0 and 2 (even) or 1 and 3 (odd) of a word as two float16: 0x64 above a byte u is 1024 + u.
+// So a weight w, stored as u = w + 128, becomes w + 1152; the sum of 1152 times the inputs is taken
+// off at the end. It costs 4 bits of a float32 sum, which has 13 more than the result.
+__device__ __forceinline__ u32 even_halves(u32 word) {
+    return (word & 0x00ff00ffu) | 0x64006400u;
 }
+
+__device__ __forceinline__ u32 odd_halves(u32 word, u32 exponents) {
+    u32 value;
+    asm("prmt.b32 %0, %1, %2, 0x4341;" : "=r"(value) : "r"(word), "r"(exponents));
+    return value;
+}
+
+constexpr float OFFSET = 1152.0f;
 
 __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
                                          u32 b1) {
@@ -198,9 +211,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, 
 }
 
 // The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
-// the order (q, e); zeros up to a whole step of the block.
+// the order (q, e = 0 2 1 3); zeros up to a whole step of the block. Also OFFSET times their sums.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
-                             float* scratch) {
+                             float* row_offset, float* scratch) {
     Team team(a.rows, scratch);
     for (int first = 0; first < a.rows; first += team.count()) {
         const int r = min(first + team.index(), a.rows - 1);  // some do the last row once more
@@ -224,40 +237,52 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
 #else
         if (team.rank() == 0) row_scale[r] = 1.0f;
 #endif
+        float sum = 0.0f;
 #pragma unroll 2
         for (int at = team.rank() * 8; at < chunks * 32; at += team.size() * 8) {
             load_input(a, row, at, mean, rstd, v);
             const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
-            u32 pair[4];
+            u32 half[8], pair[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                pair[i] = (u32)float_to_half(v[2 * i] * factor) |
-                          ((u32)float_to_half(v[2 * i + 1] * factor) << 16);
+            for (int i = 0; i < 8; i++) {
+                half[i] = float_to_half(v[i] * factor);
+                sum += half_to_float((u16)half[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int even = 4 * (i >> 1) + (i & 1);
+                pair[i] = half[even] | (half[even + 2] << 16);
+            }
             u8* place = staged + ((chunk * a.rows + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);
             *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
         }
+        sum = team.sum(sum);
+        if (team.rank() == 0) row_offset[r] = OFFSET * sum;
     }
 }
 
 struct Accumulator {
-    float d[COLUMN_TILES][4];  // of even chunks of 16 inputs
-    float odd[COLUMN_TILES][4];
+    float first[COLUMN_TILES][4];  // of the first 16 inputs of chunks
+    float second[COLUMN_TILES][4];
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) d[n][i] = odd[n][i] = 0.0f;
+            for (int i = 0; i < 4; i++) first[n][i] = second[n][i] = 0.0f;
     }
     __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
-        const u32 low[4] = {halves(w.x, 0x4140), halves(w.y, 0x4140), halves(w.z, 0x4140),
-                            halves(w.w, 0x4140)};
-        const u32 high[4] = {halves(w.x, 0x4342), halves(w.y, 0x4342), halves(w.z, 0x4342),
-                             halves(w.w, 0x4342)};
+        // Out of the compiler's sight, so that it stays in a register and the selector does not.
+        u32 exponents;
+        asm("mov.b32 %0, 0x64646464;" : "=r"(exponents));
+        const u32 even[4] = {even_halves(w.x), even_halves(w.y), even_halves(w.z),
+                             even_halves(w.w)};
+        const u32 odd[4] = {odd_halves(w.x, exponents), odd_halves(w.y, exponents),
+                            odd_halves(w.z, exponents), odd_halves(w.w, exponents)};
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
-            multiply(d[n], low[0], low[1], high[0], high[1], b[n].x, b[n].y);
-            multiply(odd[n], low[2], low[3], high[2], high[3], b[n].z, b[n].w);
+            multiply(first[n], even[0], even[1], odd[0], odd[1], b[n].x, b[n].y);
+            multiply(second[n], even[2], even[3], odd[2], odd[3], b[n].z, b[n].w);
         }
     }
     // partial: (16, rows) of this warp
@@ -268,30 +293,38 @@ struct Accumulator {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int column = 8 * n + 2 * c + (i & 1);
-                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] = d[n][i] + odd[n][i];
+                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] =
+                        first[n][i] + second[n][i];
             }
     }
 };
 
 typedef uint4 Operands[COLUMN_TILES];
 
-__device__ __forceinline__ void load_operands(const u8* staged, int chunk, int rows, int,
-                                              Operands& b) {
-    const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+// Where this thread finds its operands of one chunk after the other, WARPS chunks apart. Columns
+// beyond the rows repeat the last row: their sums are not stored.
+struct Inputs {
+    const u8* from[COLUMN_TILES];
+    int step_bytes;
+    __device__ __forceinline__ Inputs(const u8* staged, int rows, int) {
+        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3, chunk = threadIdx.x >> 5;
 #pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) {
-        const int row = 8 * n + g;
-        b[n] = make_uint4(0, 0, 0, 0);
-        if (row < rows) b[n] = ((const uint4*)staged)[(chunk * rows + row) * 4 + c];
+        for (int n = 0; n < COLUMN_TILES; n++)
+            from[n] = staged + ((chunk * rows + min(8 * n + g, rows - 1)) * 4 + c) * 16;
+        step_bytes = WARPS * rows * 64;
     }
-}
+    __device__ __forceinline__ void load(int step, Operands& b) const {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) b[n] = *(const uint4*)(from[n] + step * step_bytes);
+    }
+};
 #define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 64)
 
 #else  // dp4a
 
 // The inputs as int8: [chunk][row] of 32 bytes in the order (c, q, e); scales behind them.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
-                             float* scratch) {
+                             float* row_offset, float* scratch) {
     float* scales = (float*)(staged + chunks * a.rows * 32);
     Team team(a.rows, scratch);
     for (int first = 0; first < a.rows; first += team.count()) {
@@ -299,7 +332,7 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
         statistics(a, row, team, mean, rstd);
-        if (team.rank() == 0) row_scale[r] = 1.0f;
+        if (team.rank() == 0) row_scale[r] = 1.0f, row_offset[r] = 0.0f;
         // Four neighbouring threads hold a chunk; all of a warp stay in the loop for the exchange.
         for (int base = 0; base < chunks * 32; base += team.size() * 8) {
             const int at = base + team.rank() * 8;
@@ -370,18 +403,27 @@ struct Accumulator {
 
 typedef Operand Operands[MAX_ROWS];
 
-__device__ __forceinline__ void load_operands(const u8* staged, int chunk, int rows, int chunks,
-                                              Operands& b) {
-    const float* scales = (const float*)(staged + chunks * rows * 32);
+// Where this thread finds its operands of one chunk after the other, WARPS chunks apart. Rows beyond
+// the last repeat it: their sums are not stored.
+struct Inputs {
+    const u8* words;
+    const float* scales;
+    int rows;
+    __device__ __forceinline__ Inputs(const u8* staged, int num_rows, int chunks) {
+        const int chunk = threadIdx.x >> 5;
+        words = staged + chunk * num_rows * 32 + (threadIdx.x & 3) * 8;
+        scales = (const float*)(staged + chunks * num_rows * 32) + chunk * num_rows;
+        rows = num_rows;
+    }
+    __device__ __forceinline__ void load(int step, Operands& b) const {
 #pragma unroll
-    for (int r = 0; r < MAX_ROWS; r++) {
-        b[r].word = make_uint2(0, 0), b[r].scale = 0.0f;
-        if (r < rows) {
-            b[r].word = ((const uint2*)staged)[(chunk * rows + r) * 4 + (threadIdx.x & 3)];
-            b[r].scale = scales[chunk * rows + r];
+        for (int r = 0; r < MAX_ROWS; r++) {
+            const int row = step * WARPS * rows + min(r, rows - 1);
+            b[r].word = *(const uint2*)(words + row * 32);
+            b[r].scale = scales[row];
         }
     }
-}
+};
 #define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 36)
 #endif
 
@@ -414,48 +456,53 @@ struct Walk {
 };
 
 #if __CUDA_ARCH__ >= 800
-// The loads of one thread, STAGES ahead of their use, across the ends of tiles.
+// The loads of one thread, STAGES ahead of their use, across the ends of tiles. BATCH of them are
+// waited for together.
 struct Ring {
     const u8* memory;  // of this thread's first slot
     u32 address;       // the same in the window of shared memory
     const u8* from[MATRICES];
     Walk walk;
-    int chunk, slot;
+    int steps, left;  // of a tile; of this one
+    u32 slot;         // bytes behind the first
 
-    __device__ __forceinline__ Ring(const Arguments& a, u8* shared) : walk(a), slot(0) {
+    __device__ __forceinline__ Ring(const Arguments& a, u8* shared, int steps_of_tile)
+        : walk(a), steps(steps_of_tile), slot(0) {
         memory = shared + (threadIdx.x >> 5) * (STAGES * MATRICES * 512) + (threadIdx.x & 31) * 16;
         address = (u32)__cvta_generic_to_shared(memory);
         begin_tile(a);
 #pragma unroll
-        for (int s = 0; s < STAGES; s += BATCH) issue(a, s);
+        for (int s = 0; s < STAGES; s += BATCH) issue(a, s * (MATRICES * 512));
     }
     __device__ __forceinline__ void begin_tile(const Arguments& a) {
-        chunk = threadIdx.x >> 5;
-        if (walk.done(a)) return;
+        left = walk.done(a) ? 0 : steps;
+        if (left)
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+            for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
     }
-    // BATCH steps of loads into consecutive slots, which are waited for together.
-    __device__ __forceinline__ void issue(const Arguments& a, int to) {
+    __device__ __forceinline__ void issue(const Arguments& a, u32 to) {
+        if (left) {
 #pragma unroll
-        for (int s = 0; s < BATCH; s++) {
-            if (!walk.done(a)) {
-                // Behind the end of a row nothing is read, and zeros are written.
-                const int bytes = chunk < a.num_chunks ? 16 : 0;
+            for (int s = 0; s < BATCH; s++) {
+#if RAGGED
+                // Behind the end of a row there is nothing to read: its inputs are zeros.
+                const int chunk = (steps - left + s) * WARPS + (int)(threadIdx.x >> 5);
+                if (chunk >= a.num_chunks) continue;
+#endif
 #pragma unroll
-                for (int m = 0; m < MATRICES; m++) {
-                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                                     address + ((to + s) * MATRICES + m) * 512),
-                                 "l"(bytes ? from[m] : a.segment[0].tiles), "r"(bytes)
+                for (int m = 0; m < MATRICES; m++)
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                     address + to + (s * MATRICES + m) * 512),
+                                 "l"(from[m] + s * (WARPS * 512))
                                  : "memory");
-                    from[m] += WARPS * 512;
-                }
-                chunk += WARPS;
             }
-        }
-        if (chunk - (int)(threadIdx.x >> 5) >= a.num_chunks) {
-            walk.next(a);
-            begin_tile(a);
+#pragma unroll
+            for (int m = 0; m < MATRICES; m++) from[m] += BATCH * WARPS * 512;
+            left -= BATCH;
+            if (left == 0) {
+                walk.next(a);
+                begin_tile(a);
+            }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
@@ -465,14 +512,36 @@ struct Ring {
         for (int s = 0; s < BATCH; s++)
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
-                weights[s][m] = *(const uint4*)(memory + ((slot + s) * MATRICES + m) * 512);
+                weights[s][m] = *(const uint4*)(memory + slot + (s * MATRICES + m) * 512);
     }
     __device__ __forceinline__ void refill(const Arguments& a) {
         issue(a, slot);
-        slot = slot + BATCH == STAGES ? 0 : slot + BATCH;
+        slot += BATCH * MATRICES * 512;
+        if (slot == STAGES * MATRICES * 512) slot = 0;
     }
 };
 #endif
+
+// Sums of the warps for a tile lie in two places in turn. One warp adds them up and writes the tile
+// while the others go on; they wait for it only when they are two tiles ahead. Barriers 1 and 2 say
+// that a place is full, 3 and 4 that it is empty again.
+template <int FIRST>
+__device__ __forceinline__ void arrive(int place) {
+    if (place)
+        asm volatile("bar.arrive %0, %1;" ::"n"(FIRST + 1), "n"(THREADS) : "memory");
+    else
+        asm volatile("bar.arrive %0, %1;" ::"n"(FIRST), "n"(THREADS) : "memory");
+}
+
+template <int FIRST>
+__device__ __forceinline__ void wait(int place) {
+    if (place)
+        asm volatile("bar.sync %0, %1;" ::"n"(FIRST + 1), "n"(THREADS) : "memory");
+    else
+        asm volatile("bar.sync %0, %1;" ::"n"(FIRST), "n"(THREADS) : "memory");
+}
+
+constexpr int FULL = 1, EMPTY = 3;
 
 __device__ __forceinline__ float total(const float* partial, int rows, int index) {
     float sum = 0.0f;
@@ -481,47 +550,39 @@ __device__ __forceinline__ float total(const float* partial, int rows, int index
     return sum;
 }
 
-// One output of a tile a thread. What comes from memory is asked for before the tile is computed.
-struct Output {
-    size_t at;
-    float scale, other_scale, bias, residual;
-    bool is_mine;
-    int index, row;  // of the tile's outputs, of x
-
-    __device__ __forceinline__ Output(const Arguments& a, const Walk& walk) {
-        index = threadIdx.x, row = index % a.rows;
-        const Segment& segment = a.segment[GATED ? 0 : walk.segment];
-        const int feature = walk.tile * 16 + index / a.rows;
-        is_mine = index < 16 * a.rows && feature < segment.num_rows;
-        scale = other_scale = bias = residual = 0.0f, at = 0;
-        if (!is_mine) return;
-        int column = feature;
-        for (int s = 0; s < walk.segment; s++) column += a.segment[s].num_rows;
-        at = (size_t)row * a.out_features + column;
-        scale = segment.scale[feature];
-        if (GATED) other_scale = a.segment[1].scale[feature];
-        if (segment.bias) bias = to_float(segment.bias[feature]);
-        if (a.residual) residual = to_float(a.residual[at]);
-    }
-    __device__ __forceinline__ void write(const Arguments& a, const float* partial,
-                                          const float* row_scale) const {
-        if (!is_mine) return;
-        float value = total(partial, a.rows, index) * row_scale[row] * scale + bias;
-        value = activate(value, a.activation);
+__device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
+                                           const float* partial, const float* row_scale,
+                                           const float* row_offset) {
+    const Segment& segment = a.segment[GATED ? 0 : walk.segment];
+    int before = 0;
+    for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
+    for (int index = threadIdx.x & 31; index < 16 * a.rows; index += 32) {
+        const int row = index % a.rows, feature = walk.tile * 16 + index / a.rows;
+        if (feature >= segment.num_rows) continue;
+        const size_t at = (size_t)row * a.out_features + before + feature;
+        // All that comes from memory is asked for before the first of it is used.
+        const float scale = segment.scale[feature];
+        const float other_scale = GATED ? a.segment[1].scale[feature] : 0.0f;
+        const act_t bias = segment.bias ? segment.bias[feature] : from_float(0.0f);
+        const act_t residual = a.residual ? a.residual[at] : from_float(0.0f);
+        const float offset = row_offset[row];
+        float value = (total(partial, a.rows, index) - offset) * row_scale[row];
+        float other = 0.0f;
         if (GATED)
-            value *= total(partial + WARPS * 16 * a.rows, a.rows, index) * row_scale[row] *
-                     other_scale;
-        value += residual;
+            other = (total(partial + WARPS * 16 * a.rows, a.rows, index) - offset) * row_scale[row];
+        value = activate(value * scale + to_float(bias), a.activation);
+        if (GATED) value *= other * other_scale;
+        value += to_float(residual);
         if (a.is_y_float)
             ((float*)a.y)[at] = value;
         else
             ((act_t*)a.y)[at] = from_float(value);
     }
-};
+}
 
-// Grid: any number of blocks up to the number of tiles; 16 * rows <= THREADS. Dynamic shared memory,
-// in this order: ring (compute capability 8.0 on), inputs, partial sums of two tiles, scales of the
-// rows, scratch of 2 * WARPS floats.
+// Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: ring
+// (compute capability 8.0 on), inputs, partial sums of two tiles, scales and offsets of the rows, scratch of
+// 2 * WARPS floats.
 extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT Arguments a) {
     extern __shared__ __align__(16) u8 memory[];
     const int warp = threadIdx.x >> 5;
@@ -530,7 +591,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
     const int chunks = steps * WARPS;
 #if __CUDA_ARCH__ >= 800
     u8* staged = memory + WARPS * STAGES * MATRICES * 512;
-    Ring ring(a, memory);
+    Ring ring(a, memory, steps);
 #else
     u8* staged = memory;
 #endif
@@ -540,12 +601,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
 
     allow_next_kernel();
     wait_for_inputs();
-    stage_inputs(a, chunks, staged, row_scale, row_scale + MAX_ROWS);
+    float* row_offset = row_scale + MAX_ROWS;
+    stage_inputs(a, chunks, staged, row_scale, row_offset, row_offset + MAX_ROWS);
     __syncthreads();
 
-    int parity = 0;
-    for (Walk walk(a); !walk.done(a); walk.next(a)) {
-        const Output output(a, walk);
+    const Inputs inputs(staged, a.rows, chunks);
+    int number = 0;
+    for (Walk walk(a); !walk.done(a); walk.next(a), number++) {
         Accumulator sum[MATRICES];
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) sum[m].clear();
@@ -555,8 +617,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
             Operands operands[BATCH];
             uint4 weights[BATCH][MATRICES];
 #pragma unroll
-            for (int s = 0; s < BATCH; s++)
-                load_operands(staged, (step + s) * WARPS + warp, a.rows, chunks, operands[s]);
+            for (int s = 0; s < BATCH; s++) inputs.load(step + s, operands[s]);
             ring.take(weights);
 #pragma unroll
             for (int s = 0; s < BATCH; s++)
@@ -583,19 +644,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
             for (int s = 0; s < AHEAD; s++) {
                 if (step + s >= steps) break;
                 Operands operands;
-                load_operands(staged, (step + s) * WARPS + warp, a.rows, chunks, operands);
+                inputs.load(step + s, operands);
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++) sum[m].add(operands, weights[s][m]);
             }
         }
 #endif
-        float* mine = partial + parity * partial_size;
+        const int place = number & 1, writer = number % WARPS;
+        float* mine = partial + place * partial_size;
+        if (number >= 2 && (number - 2) % WARPS != warp) wait<EMPTY>(place);
 #pragma unroll
         for (int m = 0; m < MATRICES; m++)
             sum[m].store(mine + (m * WARPS + warp) * 16 * a.rows, a.rows);
-        __syncthreads();
-        output.write(a, mine, row_scale);
-        // Two buffers: the next tile's sums must not meet this one's readers.
-        parity ^= 1;
+        if (warp != writer) {
+            arrive<FULL>(place);
+            continue;
+        }
+        wait<FULL>(place);
+        write_tile(a, walk, mine, row_scale, row_offset);
+        arrive<EMPTY>(place);
     }
 }

@@ -171,7 +171,7 @@ def _route(x: Tensor, out_features: int, is_gated: bool) -> Route:
     limits = device_limits(x.device)
     # Two parts are twice the inputs.
     in_features = x.shape[1] * _parts(x.dtype)
-    size = Size(x.shape[0], out_features, in_features, is_gated)
+    size = Size(x.shape[0], out_features, in_features, is_gated, x.dtype != torch.float32)
     return choose_route(limits.capability, limits.num_multiprocessors, size)
 
 

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from martlet.bench.gpu_memory import GpuMemoryWatch, Reading, nvml_reader
+from martlet.device.gpu_memory import GpuMemoryWatch, Reading, nvml_reader
 
 
 def readings(*values):

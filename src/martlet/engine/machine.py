@@ -1,0 +1,74 @@
+"""What this machine's GPU gives to a plan: memory that is left, and the rates it reaches."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from martlet.device.bandwidth import (
+    measure_gpu_copy_bandwidth,
+    measure_matrix_rate,
+    measure_pcie_bandwidth,
+)
+from martlet.device.gpu_memory import nvml_reader
+from martlet.memory.plan import Bandwidth
+
+__all__ = ["ASSUMED_CONTEXT_BYTES", "GpuState", "measured_bandwidth", "probe_gpu_state"]
+
+# Of the rate at which memory is copied, what the products of a decode step reach, and what a block
+# costs beside: measured on an H200 with CPM-2's shape.
+_PRODUCT_SHARE = 0.80
+_BLOCK_SECONDS = 20e-6
+# Kernels that are loaded later, captured graphs, and what the allocator cannot fill.
+_LATER_BYTES = 48 << 20
+
+ASSUMED_CONTEXT_BYTES = 400 << 20
+"""Context and libraries on a card that is not here; measured where one is."""
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """Memory of a card at the start.
+
+    ``context_bytes`` is what this process needs of it before any tensor: the driver's context,
+    libraries, compiled kernels. ``available_bytes`` is what the process may take in all, that
+    included.
+    """
+
+    context_bytes: int
+    available_bytes: int
+
+
+@functools.cache
+def probe_gpu_state(device: torch.device) -> GpuState:
+    """The state of a card; makes the context and loads the float library first."""
+    # A product of each kind loads the library and its workspace, which stays.
+    one = torch.ones(32, 32, dtype=torch.float16, device=device)
+    torch.mm(one, one)
+    torch.cuda.synchronize(device)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    tensors_bytes = torch.cuda.memory_reserved(device)
+    reader = nvml_reader(device.index or 0)
+    process_bytes = reader().process_bytes if reader else None
+    if process_bytes is None:
+        # The driver does not tell programs apart: all that is used may be ours.
+        process_bytes = total_bytes - free_bytes
+    return GpuState(
+        max(0, process_bytes - tensors_bytes) + _LATER_BYTES, free_bytes + process_bytes
+    )
+
+
+@functools.cache
+def measured_bandwidth(device: torch.device) -> Bandwidth:
+    """The rates of a card; takes half a second and at most 512 MiB of it, which it gives back."""
+    copy_rate = measure_gpu_copy_bandwidth(device)
+    rates = Bandwidth(
+        gpu_bytes_per_second=_PRODUCT_SHARE * copy_rate,
+        pcie_bytes_per_second=measure_pcie_bandwidth(device),
+        flops_per_second=measure_matrix_rate(device),
+        block_seconds=_BLOCK_SECONDS,
+    )
+    torch.cuda.empty_cache()
+    return rates
