@@ -5,6 +5,7 @@ import pytest
 import martlet as martlet_package
 from martlet.cli import doctor
 from martlet.cli.output import duration
+from martlet.device.size import format_bytes
 
 
 def test_show_json_counts_parameters_and_bytes_block_by_block(martlet, tiny_cpm1):
@@ -43,11 +44,59 @@ def test_plan_json_is_the_plan_of_the_api(martlet, tiny_cpm2):
     assert shown == json.loads(json.dumps(plan.to_dict()))
 
 
-def test_plan_for_people_lists_every_block_and_the_total(martlet, tiny_cpm2):
+def test_plan_for_people_has_a_row_a_stack_and_the_total(martlet, tiny_cpm2):
     shown = martlet("plan", tiny_cpm2).stdout
-    for block in ("fixed", "encoder.0", "encoder.1", "decoder.0", "decoder.1"):
-        assert f"\n{block}" in shown
-    assert "together" in shown
+    plan = martlet_package.plan(tiny_cpm2)
+    for stack in ("fixed  ", "encoder  ", "decoder  "):
+        assert f"\n{stack}" in shown
+    assert f"RAM: {format_bytes(plan.total_bytes('ram'))} of" in shown
+    assert plan.describe() in shown
+
+
+CARD = ("--gpu-bandwidth", "150GB/s", "--pcie-bandwidth", "10GB/s", "--gpu-flops", "4T")
+
+
+def test_a_card_that_is_not_here_can_be_planned_for(martlet, tiny_cpm2):
+    def planned(memory):
+        done = martlet("plan", tiny_cpm2, "--gpu-memory", memory, "--json", *CARD)
+        return json.loads(done.stdout)
+
+    plan = planned("4GiB")
+    assert plan["device"] == "cuda"
+    assert plan["budget"]["gpu_bytes"] == 4 << 30
+    assert plan["num_slots"] == 0
+    assert plan["predicted_for"]["pcie_bytes_per_second"] == 10e9
+    # The decoder and the output matrix are read for each token, an embedding is not.
+    blocks = {p["block"]: p["nbytes"] for p in plan["phases"]["decode"]}
+    decoder_bytes = sum(size for name, size in blocks.items() if name.startswith("decoder"))
+    head_bytes = 26240 * (32 + 4)  # int8 and a scale a row
+    block_seconds = 2 * plan["predicted_for"]["block_seconds"]
+    read_bytes = (plan["seconds_per_token"] - block_seconds) * 150e9
+    assert decoder_bytes + head_bytes / 2 < read_bytes < decoder_bytes + 1.5 * head_bytes
+    assert plan["time_to_first_token_seconds"] > 0
+
+
+def test_without_the_rate_of_products_the_first_token_is_not_predicted(martlet, tiny_cpm1):
+    done = martlet("plan", tiny_cpm1, "--gpu-memory", "4GiB", *CARD[:4])
+    assert "tokens/s" in done.stdout
+    assert "first token" not in done.stdout
+    assert "first token" in martlet("plan", tiny_cpm1, "--gpu-memory", "4GiB", *CARD).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (CARD, "give --gpu-memory, --gpu-bandwidth and --pcie-bandwidth together"),
+        (("--gpu-memory", "4GiB", *CARD[:2]), "--pcie-bandwidth together"),
+        (("--gpu-memory", "4GiB", "--device", "cpu", *CARD), "exclude each other"),
+        (("--gpu-bandwidth", "quick"), "--gpu-bandwidth is 'quick'"),
+        (("--gpu-flops", "4.4"), "--gpu-flops is '4.4'"),
+    ],
+)
+def test_half_a_description_of_a_card_gives_2(martlet, tiny_cpm1, flags, says):
+    done = martlet("plan", tiny_cpm1, *flags)
+    assert done.code == 2
+    assert says in done.stderr
 
 
 def test_a_plan_beyond_the_memory_gives_4(martlet, tiny_cpm2):

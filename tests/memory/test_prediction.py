@@ -10,6 +10,7 @@ RATES = Bandwidth(
     pcie_bytes_per_second=55.2e9,
     ram_bytes_per_second=1e11,
     flops_per_second=5e14,
+    block_seconds=0,
 )
 BLOCK_BYTES = 226_500_000
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from martlet.api.model import Model
 from martlet.compression.absmax import quantize_weights
+from martlet.device.bandwidth import parse_flops, parse_rate
+from martlet.device.probe import Gpu
+from martlet.device.size import parse_bytes
 from martlet.engine.loading import LoadOptions, ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.executor import BlockTransform
-from martlet.memory.plan import Plan
+from martlet.memory.plan import Bandwidth, Plan
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
-__all__ = ["load", "plan"]
+__all__ = ["Card", "load", "plan", "plan_for_card"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card that need not be in this machine, by its data sheet.
+
+    Attributes:
+        memory: what may be used of its memory, as in "6GiB".
+        bandwidth: rate at which it reads its memory, as in "150GB/s"; what is reached, about 0.8
+            of the data sheet's figure.
+        pcie_bandwidth: rate of copies to it, as in "12GB/s".
+        flops: half-precision operations per second, as in "4.4TFLOPS"; without it the time to the
+            first token is not predicted.
+        compute_capability: NVIDIA's version of its instructions.
+    """
+
+    memory: str | int
+    bandwidth: str | float
+    pcie_bandwidth: str | float
+    flops: str | float | None = None
+    compute_capability: tuple[int, int] = (8, 0)
 
 
 def load(
@@ -68,6 +93,31 @@ def plan(
     """
     options = LoadOptions(gpu_memory, ram, quantize, device, num_threads)
     return ModelFolder(resolve(model)).plan(options).plan
+
+
+def plan_for_card(
+    model: str | Path,
+    card: Card,
+    *,
+    ram: str | int | None = None,
+    quantize: str | None = None,
+) -> Plan:
+    """The plan on a graphics card that need not be here, with the speed to expect from it.
+
+    ``ram`` None is what this machine has available.
+
+    Raises:
+        ModelNotFoundError, ModelFileError, CapacityError, UsageError: as ``load``.
+    """
+    memory_bytes = parse_bytes(card.memory, "memory")
+    gpu = Gpu(0, "planned", memory_bytes, memory_bytes, card.compute_capability)
+    bandwidth = Bandwidth(
+        gpu_bytes_per_second=parse_rate(card.bandwidth, "bandwidth"),
+        pcie_bytes_per_second=parse_rate(card.pcie_bandwidth, "pcie_bandwidth"),
+        flops_per_second=None if card.flops is None else parse_flops(card.flops, "flops"),
+    )
+    options = LoadOptions(ram=ram, quantize=quantize, device="cuda")
+    return ModelFolder(resolve(model)).plan_for_card(gpu, bandwidth, options)
 
 
 def _transform(folder: ModelFolder, options: LoadOptions) -> BlockTransform | None:

@@ -1,14 +1,14 @@
-"""martlet plan: where the weights of a model would live."""
+"""martlet plan: where the weights of a model would live, and how fast it would be."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from martlet.cli.options import LoadOptions, as_json, load_options, model_argument
-from martlet.cli.output import print_json, print_table, print_text
-from martlet.device.size import format_bytes
+from martlet.cli.output import print_json
+from martlet.errors import UsageError
 
 if TYPE_CHECKING:
     from martlet.memory.plan import Plan
@@ -16,40 +16,74 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+class _Rate(click.ParamType):  # type: ignore[type-arg]
+    name = "rate"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from martlet.device.bandwidth import parse_flops, parse_rate
+
+        flag = param.opts[0] if param else "rate"
+        return (parse_flops if flag == "--gpu-flops" else parse_rate)(value, flag)
+
+
 @click.command("plan")
 @model_argument
 @as_json
 @load_options
-def command(model: str, as_json: bool, loading: LoadOptions) -> None:
-    """Show where the weights of MODEL would live; loads none of them."""
-    from martlet.api import plan as make_plan
+@click.option(
+    "--gpu-bandwidth",
+    type=_Rate(),
+    help="Plan for a GPU that need not be here, of --gpu-memory; its memory's rate, e.g. 150GB/s.",
+)
+@click.option("--pcie-bandwidth", type=_Rate(), help="Rate of copies to that GPU, e.g. 12GB/s.")
+@click.option("--gpu-flops", type=_Rate(), help="Its half-precision rate, e.g. 4.4TFLOPS.")
+def command(
+    model: str,
+    as_json: bool,
+    loading: LoadOptions,
+    gpu_bandwidth: float | None,
+    pcie_bandwidth: float | None,
+    gpu_flops: float | None,
+) -> None:
+    """Show where the weights of MODEL would live and how fast it would be; loads none of them.
 
-    plan = make_plan(model, **loading.arguments())
+    Rates are those that are reached, about 0.8 of what a data sheet says.
+    """
+    rates = (gpu_bandwidth, pcie_bandwidth, gpu_flops)
+    plan = _plan_here(model, loading) if rates == (None,) * 3 else _plan(model, loading, *rates)
     if as_json:
         print_json({"model": model, **plan.to_dict()})
     else:
-        _print(plan)
+        from martlet.cli.plan_picture import print_plan
+
+        print_plan(plan)
 
 
-def _print(plan: Plan) -> None:
-    phases = {phase.phase: {p.block: p for p in phase.placements} for phase in plan.phases}
-    rows = [("block", "size", *phases)]
-    for placement in plan.phases[0].placements:
-        cells = []
-        for placements in phases.values():
-            here = placements[placement.block]
-            used = f"computed on {here.computed_on}" if here.computed_on else "idle"
-            cells.append(f"{here.tier}, {used}")
-        rows.append((placement.block, format_bytes(placement.nbytes), *cells))
-    print_table(rows, right=[1])
-    print_text("")
-    tier = plan.compute_tier
-    for name, num_bytes in (
-        ("weights", plan.weight_bytes(tier)),
-        ("KV cache", plan.demand.kv_cache_bytes),
-        ("workspace", plan.demand.workspace_bytes),
-        ("together", plan.total_bytes(tier)),
-        ("budget", plan.budget.of(tier)),
-    ):
-        print_text(f"{name:<10} {format_bytes(num_bytes):>10}  of {tier}")
-    print_text(plan.describe())
+def _plan_here(model: str, loading: LoadOptions) -> Plan:
+    from martlet.api.loading import plan
+
+    return plan(model, **loading.arguments())
+
+
+def _plan(
+    model: str,
+    loading: LoadOptions,
+    gpu_bandwidth: float | None,
+    pcie_bandwidth: float | None,
+    gpu_flops: float | None,
+) -> Plan:
+    from martlet.api.loading import Card, plan_for_card
+
+    if gpu_bandwidth is None or pcie_bandwidth is None or loading.gpu_memory is None:
+        raise UsageError(
+            "to plan for a GPU that need not be here, give --gpu-memory, --gpu-bandwidth and "
+            "--pcie-bandwidth together"
+        )
+    if loading.device == "cpu":
+        raise UsageError(
+            "--gpu-bandwidth and --device cpu exclude each other; leave one of them out"
+        )
+    card = Card(loading.gpu_memory, gpu_bandwidth, pcie_bandwidth, gpu_flops)
+    return plan_for_card(model, card, ram=loading.ram, quantize=loading.quantize)
