@@ -144,9 +144,11 @@ def gated_linear(
     tiles = _tiles(x, [gate, up])
     if tiles is not None:
         rows = x.reshape(-1, x.shape[-1])
-        return few_rows.gated_linear(rows, tiles[0], tiles[1], activation, norm).view(
-            *x.shape[:-1], -1
-        )
+        if _is_few(rows):
+            out = few_rows.gated_linear(rows.contiguous(), tiles[0], tiles[1], activation, norm)
+        else:
+            out = many_rows.gated_linear(_normal(rows, norm), tiles[0], tiles[1], activation)
+        return out.view(*x.shape[:-1], -1)
     normal = _normal(x, norm)
     return ACTIVATIONS[activation](_product(normal, gate, None)) * _product(normal, up, None)
 
