@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from martlet.kernels.cuda import many_rows
+from martlet.kernels.cuda import many_rows, panels
 from martlet.kernels.cuda.few_rows import Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route, Size, choose_route
 from martlet.quantization.packing import pack_tiles, padded_shape
@@ -129,7 +129,7 @@ def check() -> None:
 def check_weight(weight: TiledTensor, dtype: torch.dtype) -> None:
     """Bit for bit what the definition gives."""
     out = torch.full(weight.shape, float("nan"), dtype=dtype, device="cuda")
-    if not torch.equal(many_rows.dequantize(weight, out), weight.dequantize(dtype)):
+    if not torch.equal(panels.dequantize(weight, out), weight.dequantize(dtype)):
         raise AssertionError("differs from the definition")
 
 
@@ -221,7 +221,7 @@ def time_copies() -> None:
         out = torch.empty(20480, 4096, dtype=dtype, device="cuda")
         seconds = attempt(
             f"dequantize {dtype}",
-            lambda o=out: median_seconds([lambda w=w: many_rows.dequantize(w, o) for w in weights]),
+            lambda o=out: median_seconds([lambda w=w: panels.dequantize(w, o) for w in weights]),
         )
         if seconds is not None:
             moved = weights[0].nbytes + out.nbytes

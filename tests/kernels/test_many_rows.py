@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from martlet.compression.absmax import quantize_rows
-from martlet.kernels.cuda import many_rows
+from martlet.kernels.cuda import many_rows, panels
 from martlet.kernels.cuda.few_rows import Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route
+from martlet.kernels.ops import ACTIVATIONS
 from martlet.quantization.packing import pack_tiles
 from martlet.quantization.scheme import TiledTensor, tiled
 
@@ -141,10 +142,33 @@ def test_dequantizing_gives_the_weight_bit_for_bit(
 ) -> None:
     weight = _weight(*shape)
     out = torch.full(shape, float("nan"), dtype=dtype, device="cuda")
-    assert torch.equal(many_rows.dequantize(weight, out), weight.dequantize(dtype))
+    assert torch.equal(panels.dequantize(weight, out), weight.dequantize(dtype))
     part = torch.full((shape[0] - 16, shape[1]), float("nan"), dtype=dtype, device="cuda")
     if part.shape[0]:
-        assert torch.equal(many_rows.dequantize(weight, part, 16), weight.dequantize(dtype)[16:])
+        assert torch.equal(panels.dequantize(weight, part, 16), weight.dequantize(dtype)[16:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sizes", [(48, 20), (96, 96, 96), (20, 48, 7, 300)], ids=str)
+@pytest.mark.parametrize("panel_bytes", [1 << 14, 1 << 16, 1 << 24])
+def test_a_panel_may_hold_rows_of_several_weights(
+    dtype: torch.dtype, sizes: tuple[int, ...], panel_bytes: int
+) -> None:
+    x = _x(33, 200, dtype)
+    weights = [_weight(size, 200, seed) for seed, size in enumerate(sizes)]
+    ours = many_rows.linear(x, weights, [None] * len(sizes), route=Dequantized(panel_bytes))
+    exact = torch.cat([_exact(x, weight) for weight in weights], dim=1)
+    _assert_near(ours, exact, 2 * ROUNDING[dtype])  # the weights are rounded too
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", _routes(), ids=str)
+def test_a_product_may_be_float32_where_its_input_is_not(route: Route) -> None:
+    x, weight = _x(33, 192, torch.bfloat16), _weight(100, 192)
+    ours = many_rows.linear(x, [weight], [None], Epilogue(dtype=torch.float32), route)
+    assert ours.dtype == torch.float32
+    _assert_near(ours, _exact(x, weight), 2 * ROUNDING[x.dtype])
 
 
 @pytest.mark.gpu
@@ -176,7 +200,7 @@ def test_bias_activation_and_residual_of_several_weights(
     exact = torch.cat([_exact(x, weight) for weight in weights], dim=1)
     exact[:, :48] += biases[0].double()
     if activation is not None:
-        exact = many_rows._FUNCTIONS[activation](exact)
+        exact = ACTIVATIONS[activation](exact)
     exact += residual.double()
     ours = many_rows.linear(x, weights, biases, Epilogue(activation, residual), route)
     _assert_near(ours, exact, 3 * ROUNDING[x.dtype])  # torch's way rounds after each operation
@@ -188,7 +212,7 @@ def test_a_gated_product(route: Route) -> None:
     if isinstance(route, FromTiles) and route.splits > 1:
         pytest.skip("no route of gated products")
     x, gate, up = _x(70, 320, torch.float16), _weight(136, 320, 1), _weight(136, 320, 2)
-    exact = many_rows._FUNCTIONS["gelu_new"](_exact(x, gate)) * _exact(x, up)
+    exact = ACTIVATIONS["gelu_new"](_exact(x, gate)) * _exact(x, up)
     ours = many_rows.gated_linear(x, gate, up, "gelu_new", route)
     _assert_near(ours, exact, 4 * ROUNDING[x.dtype])  # torch's way rounds after each operation
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from martlet.kernels import reference, tiled
 from martlet.kernels.cache_view import CacheView
 from martlet.kernels.cpu.int8_linear import int8_linear
-from martlet.kernels.cuda import decode, few_rows, many_rows
+from martlet.kernels.cuda import decode, elementwise, few_rows, many_rows, sampling
 from martlet.kernels.cuda.driver import break_launch_chain
 from martlet.kernels.norm import Norm
+from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
 from martlet.quantization.packing import tile_rows_of
 from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
@@ -45,6 +46,7 @@ __all__ = [
     "norm",
     "relu",
     "rotary",
+    "sample",
     "silu",
     "step_attention",
     "step_embedding",
@@ -248,6 +250,8 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
     """
     weight, bias, eps = parameters.weight, parameters.bias, parameters.eps
     assert weight.shape == x.shape[-1:]
+    if elementwise.can_norm(x, parameters):
+        return elementwise.norm(x, parameters)
     if bias is not None:
         return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
     wide = x.to(torch.float32)
@@ -372,6 +376,26 @@ def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -
         decode.most_probable(logits, suppressed, state)
     else:
         reference.most_probable(logits, suppressed, state)
+
+
+def sample(
+    logits: Tensor, suppressed: Tensor | None, chances: SampleState, state: StepState
+) -> None:
+    """Choose the next token of each slot by the slot's own settings, and count it there.
+
+    Order: suppressed tokens, repetition penalty, presence and frequency penalty, temperature,
+    top-k, top-p, min-p, one draw; of equal tokens the lower id comes first everywhere. With
+    temperature 0 nothing is drawn. The log-probability is that among all tokens, before all this;
+    it is not a number where a logit is not finite, and -inf where all tokens are suppressed.
+
+    Shapes:
+        logits: (num_slots, vocab_size) float32
+        suppressed: (vocab_size,) bool, True = must not be chosen
+    """
+    if logits.is_cuda and logits.shape[1] <= sampling.MAX_VOCAB_SIZE:
+        sampling.sample(logits, suppressed, chances, state)
+    else:
+        reference.sample(logits, suppressed, chances, state)
 
 
 def finish_step(state: StepState, ending_ids: Tensor) -> None:

@@ -52,27 +52,49 @@ __device__ __forceinline__ void put(u8* at, u32 word, float scale) {
 #endif
 }
 
+// Up to three weights, or parts of them, one below the other in the matrix.
+#define PIECES 3
+
+struct Piece {
+    const uint4* tiles; // from the first row tile wanted on
+    const float* scale;
+    act_t* out; // its first row
+    int rows;
+    int end_tile; // row tiles of this piece and those before it
+};
+
+struct Arguments {
+    Piece piece[PIECES];
+    int num_tiles;
+    int chunks; // of 32 inputs, in a row
+    int columns;
+    int is_aligned; // every row written begins at a multiple of 16 bytes
+};
+
 // Grid: enough blocks of 256 threads for a warp per row tile and run of CHUNKS chunks.
-// `tiles` and `scale` begin at the first row tile wanted; `rows` of it are written, `columns` each,
-// `stride` elements apart. `is_aligned`: every row begins at a multiple of 16 bytes.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
-dequantize(const uint4* __restrict__ tiles, const float* __restrict__ scale,
-           act_t* __restrict__ out, int chunks, int rows, int columns, int stride,
-           int is_aligned) {
+dequantize(const GRID_CONSTANT Arguments a) {
     __shared__ __align__(16) u8 turned[WARPS][16 * ROW_BYTES];
     const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
     u8* mine = turned[threadIdx.x >> 5];
-    const int runs = (chunks + CHUNKS - 1) / CHUNKS;
+    const int runs = (a.chunks + CHUNKS - 1) / CHUNKS;
     const int task = blockIdx.x * WARPS + (threadIdx.x >> 5);
-    const int tile = task / runs, first = task % runs * CHUNKS;
-    if (tile * 16 >= rows) return;
+    int tile = task / runs;
+    const int first = task % runs * CHUNKS;
+    if (tile >= a.num_tiles) return;
+    int which = 0;
+    while (which < PIECES - 1 && tile >= a.piece[which].end_tile) which++;
+    if (which) tile -= a.piece[which - 1].end_tile;
+    const float* scale = a.piece[which].scale + tile * 16;
+    act_t* out = a.piece[which].out;
+    const int rows = a.piece[which].rows;
 
     uint4 words[CHUNKS];
-    const uint4* source = tiles + ((size_t)tile * chunks + first) * 32 + lane;
+    const uint4* source = a.piece[which].tiles + ((size_t)tile * a.chunks + first) * 32 + lane;
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++)
-        words[j] = first + j < chunks ? __ldg(source + j * 32) : make_uint4(0, 0, 0, 0);
-    const float upper = __ldg(scale + tile * 16 + g), lower = __ldg(scale + tile * 16 + 8 + g);
+        words[j] = first + j < a.chunks ? load_stream(source + j * 32) : make_uint4(0, 0, 0, 0);
+    const float upper = __ldg(scale + g), lower = __ldg(scale + 8 + g);
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++) {
         u8* at = mine + g * ROW_BYTES + (j * 32 + c * 4) * (int)sizeof(act_t);
@@ -88,13 +110,13 @@ dequantize(const uint4* __restrict__ tiles, const float* __restrict__ scale,
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int local = 2 * i + (lane >> 4), row = tile * 16 + local;
-        if (row >= rows || column >= columns) continue;
+        if (row >= rows || column >= a.columns) continue;
         const u8* from = mine + local * ROW_BYTES + (lane & 15) * 16;
-        act_t* to = out + (size_t)row * stride + column;
-        if (is_aligned && column + (int)PER_STORE <= columns) {
+        act_t* to = out + (size_t)row * a.columns + column;
+        if (a.is_aligned && column + (int)PER_STORE <= a.columns) {
             *(uint4*)to = *(const uint4*)from;
         } else {
-            for (int e = 0; e < (int)PER_STORE && column + e < columns; e++)
+            for (int e = 0; e < (int)PER_STORE && column + e < a.columns; e++)
                 to[e] = ((const act_t*)from)[e];
         }
     }

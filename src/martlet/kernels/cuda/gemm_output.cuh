@@ -2,7 +2,7 @@
 // weights, and the way from accumulators to activations.
 #pragma once
 
-#include "common.cuh"
+#include "activations.cuh"
 
 #ifndef GATED
 #define GATED 0
@@ -53,21 +53,6 @@ __device__ __forceinline__ void operands(const uint4& words, u32 (&a)[8]) {
     a[6] = halves(words.z, 0x4342), a[7] = halves(words.w, 0x4342);
 }
 #endif
-
-__device__ __forceinline__ float activate(float x, int activation) {
-    switch (activation) {
-    case 1:
-        return x / (1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-    case 2:
-        return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-    case 3:
-        return x < 0.0f ? 0.0f : x; // keeps a NaN
-    case 4:
-        return x / (1.0f + __expf(-x));
-    default:
-        return x;
-    }
-}
 
 // Writes rows row .. row + 3 of a token, from their sums; `up` is read by gated products only.
 __device__ __forceinline__ void store4(const Product& p, int token, int row, float4 sums, float4 up) {

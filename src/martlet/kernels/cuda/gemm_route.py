@@ -16,8 +16,8 @@ MiB when they are multiplied, and a small card can spare them."""
 
 # Measured on an H200 with 256 and 512 tokens, at 4096 x 4096 to 20480 x 4096: the library's product
 # of dequantised panels of this size runs at 270-320 and 430-470 TFLOP/s, our own kernels at
-# 240-330.
-_HOPPER_PANEL_BYTES = 64 << 20
+# 240-330. This size holds each product of an 11B encoder but the gated one as a single panel.
+_HOPPER_PANEL_BYTES = 96 << 20
 _LIBRARY_TOKENS = 128
 
 

@@ -11,35 +11,27 @@ but matrix units cut off where other units round.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
+from martlet.kernels.cuda import panels
 from martlet.kernels.cuda.driver import device_limits, load_kernels
+from martlet.kernels.cuda.elementwise import ACTIVATION_NUMBERS
 from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route, Size, choose_route
 from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
 from martlet.quantization.scheme import TiledTensor
 
-__all__ = ["dequantize", "gated_linear", "kernel_choice", "linear"]
+__all__ = ["gated_linear", "kernel_choice", "linear"]
 
-_TILE_BYTES = TILE_ROWS * TILE_COLUMNS
 _STAGE_CHUNKS = 2  # gemm_hopper reads two chunks at a time
 _PLAIN = Epilogue()
-_WARPS = 8  # of a block of dequantize and of pack_rows
-
-# By number as in gemm_output.cuh, and as torch does it.
-_NUMBERS = {None: 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu": 2, "relu": 3, "silu": 4}
-_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+_WARPS = 8  # of a block of pack_rows
 
 
 class _Product(ctypes.Structure):
@@ -96,21 +88,17 @@ def linear(
     assert len(weights) == len(biases) > 0
     assert all(weight.shape[1] == in_features for weight in weights)
     route = route or _route(x, weights[0].shape[0], is_gated=False)
+    if isinstance(route, Dequantized):
+        return panels.linear(x, weights, biases, epilogue, route.panel_bytes)
     width = sum(weight.shape[0] for weight in weights)
     y = torch.empty((tokens, width), dtype=epilogue.dtype or x.dtype, device=x.device)
-    packed = _pack_rows(x, route) if isinstance(route, FromTiles) else None
+    packed = _pack_rows(x, route)
     start = 0
     for weight, bias in zip(weights, biases, strict=True):
         stop = start + weight.shape[0]
         residual = None if epilogue.residual is None else epilogue.residual[:, start:stop]
         part = Epilogue(epilogue.activation, residual)
-        out = y[:, start:stop]
-        if packed is None:
-            assert isinstance(route, Dequantized)
-            _by_panels(x, weight, bias, part, out, route.panel_bytes)
-        else:
-            assert isinstance(route, FromTiles)
-            _from_tiles(packed, (weight,), bias, part, out, route)
+        _from_tiles(packed, (weight,), bias, part, y[:, start:stop], route)
         start = stop
     return y
 
@@ -128,77 +116,31 @@ def gated_linear(
     assert gate.shape[1] == x.shape[1]
     route = route or _route(x, 2 * gate.shape[0], is_gated=True)
     if isinstance(route, Dequantized):
-        y = linear(x, [gate], [None], Epilogue(activation), route)
-        return y.mul_(linear(x, [up], [None], route=route))
+        return panels.gated_linear(x, gate, up, activation, route.panel_bytes)
     y = torch.empty((x.shape[0], gate.shape[0]), dtype=x.dtype, device=x.device)
     packed = _pack_rows(x, route)
     _from_tiles(packed, (gate, up), None, Epilogue(activation), y, route)
     return y
 
 
-def dequantize(weight: TiledTensor, out: Tensor, first_row: int = 0) -> Tensor:
-    """Rows of the weight as floats, the product with the scale rounded once.
-
-    Shapes:
-        out: (rows, in_features) float16, bfloat16 or float32, contiguous; what is to be written
-        return: the same
-
-    ``first_row`` is a multiple of 16.
-    """
-    rows, columns = out.shape
-    assert first_row % TILE_ROWS == 0
-    assert columns == weight.shape[1]
-    assert first_row + rows <= weight.shape[0]
-    assert out.is_contiguous()
-    chunks = -(-columns // TILE_COLUMNS)
-    runs = -(-chunks // (8 // out.element_size()))
-    tiles = -(-rows // TILE_ROWS)
-    row_bytes = columns * out.element_size()
-    defines = {"ACTIVATION_TYPE": ACTIVATION_TYPES[out.dtype]}
-    load_kernels("dequantize", defines, out.device)["dequantize"](
-        (-(-tiles * runs // _WARPS), 1, 1),
-        _WARPS * 32,
-        weight.data[first_row // TILE_ROWS * chunks * _TILE_BYTES :],
-        weight.scale[first_row:],
-        out,
-        *(chunks, rows, columns, columns),
-        int(row_bytes % 16 == 0 and out.data_ptr() % 16 == 0),
-    )
-    return out
-
-
 def _route(x: Tensor, out_features: int, is_gated: bool) -> Route:
-    limits = device_limits(x.device)
+    return _route_of(x.device, x.dtype, (*x.shape, out_features), is_gated)
+
+
+@functools.lru_cache(maxsize=512)
+def _route_of(
+    device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], is_gated: bool
+) -> Route:
+    """``sizes`` are tokens, inputs and outputs of a product."""
+    limits = device_limits(device)
+    tokens, in_features, out_features = sizes
     # Two parts are twice the inputs.
-    in_features = x.shape[1] * _parts(x.dtype)
-    size = Size(x.shape[0], out_features, in_features, is_gated, x.dtype != torch.float32)
+    size = Size(tokens, out_features, in_features * _parts(dtype), is_gated, dtype != torch.float32)
     return choose_route(limits.capability, limits.num_multiprocessors, size)
 
 
 def _parts(dtype: torch.dtype) -> int:
     return 2 if dtype == torch.float32 else 1
-
-
-def _by_panels(
-    x: Tensor, weight: TiledTensor, bias: Tensor | None, epilogue: Epilogue, out: Tensor, size: int
-) -> None:
-    out_features, in_features = weight.shape
-    step = max(1, size // (in_features * x.element_size()) // TILE_ROWS) * TILE_ROWS
-    panel = x.new_empty(min(step, out_features), in_features)
-    is_same = out.dtype == x.dtype
-    for start in range(0, out_features, step):
-        stop = min(start + step, out_features)
-        rows = dequantize(weight, panel[: stop - start], start)
-        if is_same:
-            torch.mm(x, rows.t(), out=out[:, start:stop])
-        else:
-            out[:, start:stop] = torch.mm(x, rows.t())
-    if bias is not None:
-        out += bias
-    if epilogue.activation is not None:
-        out.copy_(_FUNCTIONS[epilogue.activation](out))
-    if epilogue.residual is not None:
-        out += epilogue.residual
 
 
 def _pack_rows(x: Tensor, route: FromTiles) -> _PackedRows:
@@ -292,7 +234,7 @@ def _product(
         padded_tokens=packed.scale.shape[0],
         rows=y.shape[1],
         y_stride=y.stride(0),
-        activation=_NUMBERS[epilogue.activation],
+        activation=ACTIVATION_NUMBERS[epilogue.activation],
         is_y_float=int(y.dtype == torch.float32),
         is_aligned=int(y.stride(0) % 4 == 0 and y.data_ptr() % (4 * y.element_size()) == 0),
     )

@@ -33,6 +33,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
     ],
     "dequantize": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+    "finish": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "gemm": [
         {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated}
         for number, tokens, gated in ((0, 128, 0), (0, 32, 1), (1, 64, 0), (2, 128, 1))
@@ -47,6 +48,8 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         for number in _TYPES
         for gated in (0, 1)
     ],
+    "norm": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "pack_rows": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+    "sample": [{}],
     "step": [{"ACTIVATION_TYPE": number} for number in _TYPES],
 }

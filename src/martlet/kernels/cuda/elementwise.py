@@ -1,0 +1,117 @@
+"""What stands between the products of many rows on a GPU: norms, and what follows a product."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from martlet.kernels.cuda.driver import Kernel, load_kernels
+from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
+from martlet.kernels.norm import Norm
+
+__all__ = ["ACTIVATION_NUMBERS", "can_norm", "finish", "norm"]
+
+# By number as in activations.cuh.
+ACTIVATION_NUMBERS = {
+    None: 0,
+    "gelu_new": 1,
+    "gelu_pytorch_tanh": 1,
+    "gelu": 2,
+    "relu": 3,
+    "silu": 4,
+}
+_THREADS = 256
+_VECTOR = 8  # neighbours that a thread computes
+
+
+class _NormArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_int) for name in ("columns", "x_stride", "is_aligned")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _FinishArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "residual", "y")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "x_stride", "residual_stride")),
+        *((name, ctypes.c_int) for name in ("y_stride", "activation", "is_gated")),
+        *((name, ctypes.c_int) for name in ("is_y_float", "is_aligned")),
+    )
+
+
+def can_norm(x: Tensor, parameters: Norm) -> bool:
+    """Whether ``norm`` takes this: on a GPU, all of one float type, at least one row."""
+    return (
+        x.is_cuda
+        and x.numel() > 0
+        and x.dtype in ACTIVATION_TYPES
+        and parameters.weight.dtype == x.dtype
+        and (parameters.bias is None or parameters.bias.dtype == x.dtype)
+    )
+
+
+def norm(x: Tensor, parameters: Norm) -> Tensor:
+    """What ``ops.norm`` means, in one launch.
+
+    Shapes:
+        x: (..., hidden_size)
+        return: the same, contiguous
+    """
+    weight, bias = parameters.weight, parameters.bias
+    columns = x.shape[-1]
+    rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, columns).contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    row_stride = rows.stride(0)
+    at = rows.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+    is_aligned = columns % _VECTOR == row_stride % _VECTOR == 0 and _is_aligned(*at)
+    arguments = _NormArguments(*at, y.data_ptr(), columns, row_stride, is_aligned, parameters.eps)
+    _kernel("norm", "norm_rows", x.dtype, x.device)((rows.shape[0], 1, 1), _THREADS, arguments)
+    return y
+
+
+def finish(
+    x: Tensor, y: Tensor, bias: Tensor | None, epilogue: Epilogue, is_gated: bool = False
+) -> None:
+    """``y = act(x + bias) + residual``, or ``act(first half of x) * (second half)``.
+
+    Shapes:
+        x: (rows, columns), twice the columns if it is gated; its rows may be apart, as of the rest
+        y: (rows, columns), dtype of ``x`` or float32; may be ``x``
+        bias: (columns,)
+    """
+    rows, columns = y.shape
+    residual = epilogue.residual
+    assert x.shape == (rows, 2 * columns if is_gated else columns)
+    assert x.stride(1) == y.stride(1) == 1
+    assert bias is None or (bias.dtype == x.dtype and bias.is_contiguous())
+    assert residual is None or (residual.dtype == x.dtype and residual.stride(1) == 1)
+    bias_at = 0 if bias is None else bias.data_ptr()
+    residual_at, residual_stride = (
+        (0, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
+    )
+    at = x.data_ptr(), bias_at, residual_at, y.data_ptr()
+    strides = x.stride(0), residual_stride, y.stride(0)
+    is_aligned = all(number % _VECTOR == 0 for number in (columns, *strides))
+    is_y_float = y.dtype == torch.float32
+    is_aligned = is_aligned and _is_aligned(*at)
+    number = ACTIVATION_NUMBERS[epilogue.activation]
+    arguments = _FinishArguments(
+        *at, rows, columns, *strides, number, is_gated, is_y_float, is_aligned
+    )
+    blocks = -(-rows * -(-columns // _VECTOR) // _THREADS)
+    _kernel("finish", "finish", x.dtype, x.device)((blocks, 1, 1), _THREADS, arguments)
+
+
+def _is_aligned(*addresses: int) -> bool:
+    # Eight of 16 bits are one load, eight float32 are two.
+    return all(address % 16 == 0 for address in addresses)
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(source: str, name: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+    return load_kernels(source, {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype]}, device)[name]

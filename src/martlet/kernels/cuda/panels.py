@@ -1,0 +1,195 @@
+"""Products of many rows by way of float weights: panels of them, and the float library.
+
+Weights that share their input lie one below the other, as if they were one. A panel is a stretch of
+the rows of all of them: one launch makes it, one product takes it. How many bytes it may have is
+part of the route (``gemm_route``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from martlet.kernels.cuda.driver import Kernel, load_kernels
+from martlet.kernels.cuda.elementwise import finish
+from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
+from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
+from martlet.quantization.scheme import TiledTensor
+
+__all__ = ["Panel", "Piece", "dequantize", "gated_linear", "linear", "panels"]
+
+_TILE_BYTES = TILE_ROWS * TILE_COLUMNS
+_MAX_PIECES = 3  # as in dequantize.cu
+_WARPS = 8  # of a block of dequantize
+_PANEL_MULTIPLE = 128
+"""Rows of a panel are a multiple of this where they can be: blocks of the product have as many."""
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("tiles", "scale", "out")),
+        *((name, ctypes.c_int) for name in ("rows", "end_tile")),
+    )
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        ("piece", _Piece * _MAX_PIECES),
+        *((name, ctypes.c_int) for name in ("num_tiles", "chunks", "columns", "is_aligned")),
+    )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``rows`` of a weight from ``first_row`` on, a multiple of 16."""
+
+    weight: int
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Rows ``start`` to ``stop`` of all weights one below the other."""
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def panels(sizes: tuple[int, ...], max_rows: int) -> tuple[Panel, ...]:
+    """Panels of at most ``max_rows``, about equally high, that cover weights of so many rows each.
+
+    Any size is possible: where a weight ends between tiles, the next one begins right behind it.
+    """
+    total = sum(sizes)
+    limit = max(TILE_ROWS, max_rows // TILE_ROWS * TILE_ROWS)
+    even = -(-total // -(-total // limit))
+    even = -(-even // _PANEL_MULTIPLE) * _PANEL_MULTIPLE
+    limit = min(limit, even)
+    done: list[Panel] = []
+    start, pieces, height = 0, list[Piece](), 0
+    for weight, size in enumerate(sizes):
+        first_row = 0
+        while first_row < size:
+            room = limit - height
+            rows = min(size - first_row, room)
+            if rows < size - first_row:
+                rows = rows // TILE_ROWS * TILE_ROWS
+            if rows == 0 or len(pieces) == _MAX_PIECES:
+                done.append(Panel(start, start + height, tuple(pieces)))
+                start, pieces, height = start + height, [], 0
+                continue
+            pieces.append(Piece(weight, first_row, rows))
+            first_row, height = first_row + rows, height + rows
+    done.append(Panel(start, start + height, tuple(pieces)))
+    return tuple(done)
+
+
+def linear(
+    x: Tensor,
+    weights: Sequence[TiledTensor],
+    biases: Sequence[Tensor | None],
+    epilogue: Epilogue,
+    panel_bytes: int,
+) -> Tensor:
+    """What ``many_rows.linear`` means."""
+    y = _products(x, weights, panel_bytes)
+    has_bias = any(bias is not None for bias in biases)
+    is_other_dtype = epilogue.dtype not in (None, x.dtype)
+    if not (has_bias or is_other_dtype or epilogue.activation or epilogue.residual is not None):
+        return y
+    out = torch.empty(y.shape, dtype=epilogue.dtype, device=x.device) if is_other_dtype else y
+    if not has_bias or len(weights) == 1:
+        finish(y, out, biases[0], epilogue)
+        return out
+    start = 0
+    for weight, bias in zip(weights, biases, strict=True):
+        part = slice(start, start + weight.shape[0])
+        residual = None if epilogue.residual is None else epilogue.residual[:, part]
+        finish(y[:, part], out[:, part], bias, Epilogue(epilogue.activation, residual))
+        start = part.stop
+    return out
+
+
+def gated_linear(
+    x: Tensor, gate: TiledTensor, up: TiledTensor, activation: str, panel_bytes: int
+) -> Tensor:
+    """What ``many_rows.gated_linear`` means."""
+    both = _products(x, (gate, up), panel_bytes)
+    y = torch.empty((x.shape[0], gate.shape[0]), dtype=x.dtype, device=x.device)
+    finish(both, y, None, Epilogue(activation), is_gated=True)
+    return y
+
+
+def _products(x: Tensor, weights: Sequence[TiledTensor], panel_bytes: int) -> Tensor:
+    """Products with all weights side by side: (tokens, sum of out_features), dtype of ``x``."""
+    tokens, in_features = x.shape
+    sizes = tuple([weight.shape[0] for weight in weights])
+    row_bytes = in_features * x.element_size()
+    plan = panels(sizes, panel_bytes // row_bytes)
+    width = plan[-1].stop
+    y = torch.empty((tokens, width), dtype=x.dtype, device=x.device)
+    # Sizes of one bit, so that the products of a model share one stretch of the allocator's.
+    highest = max([panel.stop - panel.start for panel in plan]) * row_bytes
+    wanted = max(highest, min(1 << (highest - 1).bit_length(), panel_bytes))
+    buffer = torch.empty(wanted // x.element_size(), dtype=x.dtype, device=x.device)
+    for panel in plan:
+        height = panel.stop - panel.start
+        matrix = buffer.as_strided((height, in_features), (in_features, 1))
+        _make_panel(weights, panel.pieces, matrix)
+        torch.mm(x, matrix.t(), out=y if len(plan) == 1 else y[:, panel.start : panel.stop])
+    return y
+
+
+def dequantize(weight: TiledTensor, out: Tensor, first_row: int = 0) -> Tensor:
+    """Rows of the weight as floats, the product with the scale rounded once.
+
+    Shapes:
+        out: (rows, in_features) float16, bfloat16 or float32, contiguous; what is to be written
+        return: the same
+
+    ``first_row`` is a multiple of 16.
+    """
+    _make_panel([weight], [Piece(0, first_row, out.shape[0])], out)
+    return out
+
+
+def _make_panel(weights: Sequence[TiledTensor], pieces: Sequence[Piece], out: Tensor) -> None:
+    """The rows of all pieces, one below the other, into ``out`` (rows, in_features)."""
+    columns = out.shape[1]
+    assert out.is_contiguous()
+    row_bytes, at = columns * out.element_size(), out.data_ptr()
+    chunks = -(-columns // TILE_COLUMNS)
+    arguments = _Arguments(
+        chunks=chunks, columns=columns, is_aligned=row_bytes % 16 == 0 and at % 16 == 0
+    )
+    num_tiles = 0
+    for place, piece in zip(arguments.piece, pieces, strict=False):
+        weight = weights[piece.weight]
+        assert weight.shape[1] == columns
+        assert piece.first_row % TILE_ROWS == 0
+        assert 0 < piece.rows <= weight.shape[0] - piece.first_row
+        num_tiles += -(-piece.rows // TILE_ROWS)
+        place.tiles = weight.data.data_ptr() + piece.first_row // TILE_ROWS * chunks * _TILE_BYTES
+        place.scale = weight.scale.data_ptr() + 4 * piece.first_row
+        place.out, place.rows, place.end_tile = at, piece.rows, num_tiles
+        at += piece.rows * row_bytes
+    assert at == out.data_ptr() + out.shape[0] * row_bytes
+    # Places that are not used are never reached: a tile is below the end of the last piece.
+    arguments.num_tiles = num_tiles
+    runs = -(-chunks // (8 // out.element_size()))
+    _kernel(out.dtype, out.device)((-(-num_tiles * runs // _WARPS), 1, 1), _WARPS * 32, arguments)
+
+
+@functools.lru_cache(maxsize=16)
+def _kernel(dtype: torch.dtype, device: torch.device) -> Kernel:
+    return load_kernels("dequantize", {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype]}, device)[
+        "dequantize"
+    ]
