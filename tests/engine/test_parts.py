@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from martlet.engine.parts import head_bytes, lay_out_parts
+from martlet.models.config import load_architecture
+
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 100,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+TIED_T5 = {**T5, "tie_word_embeddings": True}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 101,
+    "n_positions": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+TIED_LLAMA = {**LLAMA, "tie_word_embeddings": True}
+
+
+def parts_of(config, is_int8=True):
+    specs = load_architecture(config).block_specs()
+    return lay_out_parts(specs, lambda _, t: is_int8 and t.kind != "other", torch.float16)
+
+
+def names_in(part):
+    return [entry.name for entry in part.entries]
+
+
+def test_what_a_decoder_block_reads_once_a_text_is_a_part_of_its_own():
+    parts = parts_of(T5)
+    assert list(parts) == [
+        "fixed",
+        "encoder.0",
+        "encoder.1",
+        "decoder.0",
+        "decoder.0.once",
+        "decoder.1",
+        "decoder.1.once",
+        "decoder.2",
+        "decoder.2.once",
+    ]
+    assert names_in(parts["decoder.1.once"]) == [
+        "layer.1.EncDecAttention.k.weight",
+        "layer.1.EncDecAttention.v.weight",
+    ]
+    assert parts["decoder.1.once"].block == "decoder.1"
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_a_model_without_encoder_reads_nothing_once_a_text(config):
+    assert list(parts_of(config)) == ["fixed", "decoder.0", "decoder.1"]
+
+
+@pytest.mark.parametrize("config", [T5, TIED_T5, GPT2, LLAMA])
+def test_every_tensor_of_a_block_is_in_exactly_one_of_its_parts(config):
+    parts = parts_of(config)
+    for spec in load_architecture(config).block_specs():
+        shapes = {
+            entry.name: entry.shape
+            for part in parts.values()
+            if part.block == spec.name
+            for entry in part.entries
+        }
+        count = sum(len(part.entries) for part in parts.values() if part.block == spec.name)
+        assert shapes == {tensor.name: tensor.shape for tensor in spec.tensors}
+        assert count == len(spec.tensors)
+
+
+@pytest.mark.parametrize("config", [T5, GPT2, LLAMA])
+def test_only_the_chosen_matrices_are_tiles(config):
+    kinds = {
+        (spec.name, tensor.name): tensor.kind
+        for spec in load_architecture(config).block_specs()
+        for tensor in spec.tensors
+    }
+    for is_int8 in (True, False):
+        for part in parts_of(config, is_int8).values():
+            for entry in part.entries:
+                is_matrix = kinds[part.block, entry.name] != "other"
+                assert entry.is_tiled == (is_int8 and is_matrix), (part.name, entry.name)
+
+
+# Rows are padded to 16, columns to 32; what is no integer is float16.
+@pytest.mark.parametrize(
+    ("config", "is_int8", "num_bytes"),
+    [
+        (T5, True, 112 * 32),
+        (T5, False, 100 * 32 * 2),
+        (TIED_T5, True, 112 * 32),
+        (GPT2, True, 112 * 32),
+        (GPT2, False, 101 * 32 * 2),
+        (LLAMA, True, 112 * 32),
+        (TIED_LLAMA, False, 100 * 32 * 2),
+    ],
+)
+def test_a_step_reads_one_output_matrix_among_the_fixed_weights(config, is_int8, num_bytes):
+    assert head_bytes(parts_of(config, is_int8)["fixed"]) == num_bytes
+
+
+def test_an_output_matrix_of_its_own_counts_and_not_the_table_beside_it():
+    parts = parts_of(T5)
+    assert {"shared.weight", "lm_head.weight"} <= set(names_in(parts["fixed"]))
+    by_name = {entry.name: entry for entry in parts["fixed"].entries}
+    table = by_name["shared.weight"]
+    assert head_bytes(parts["fixed"]) == by_name["lm_head.weight"].nbytes == table.nbytes
+    assert "lm_head.weight" not in names_in(parts_of(TIED_T5)["fixed"])
