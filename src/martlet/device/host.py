@@ -7,6 +7,7 @@ long, so that is done for nothing but a small ring.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 
@@ -41,7 +42,18 @@ class HostBuffer:
             if int(runtime.cudaHostRegister(address, self.data.numel(), 0)) == 0:
                 self.is_locked = True
                 weakref.finalize(self, _unregister, address, self.data)
+            else:
+                _forget_error()
         return self.is_locked
+
+
+def _forget_error() -> None:
+    """Take back what the CUDA runtime remembers of a refusal.
+
+    torch asks for the last error after each launch of a kernel, and would take it for its own.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 def _unregister(address: int, data: Tensor) -> None:
