@@ -68,8 +68,14 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     row_stride = rows.stride(0)
     at = rows.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr()
-    is_aligned = columns % _VECTOR == row_stride % _VECTOR == 0 and _is_aligned(*at)
-    arguments = _NormArguments(*at, y.data_ptr(), columns, row_stride, is_aligned, parameters.eps)
+    arguments = _NormArguments(
+        *at,
+        y.data_ptr(),
+        columns,
+        row_stride,
+        _is_aligned(columns | row_stride, at[0] | at[1] | at[2]),
+        parameters.eps,
+    )
     _kernel("norm", "norm_rows", x.dtype, x.device)((rows.shape[0], 1, 1), _THREADS, arguments)
     return y
 
@@ -96,20 +102,24 @@ def finish(
     )
     at = x.data_ptr(), bias_at, residual_at, y.data_ptr()
     strides = x.stride(0), residual_stride, y.stride(0)
-    is_aligned = all(number % _VECTOR == 0 for number in (columns, *strides))
-    is_y_float = y.dtype == torch.float32
-    is_aligned = is_aligned and _is_aligned(*at)
-    number = ACTIVATION_NUMBERS[epilogue.activation]
     arguments = _FinishArguments(
-        *at, rows, columns, *strides, number, is_gated, is_y_float, is_aligned
+        *at,
+        rows,
+        columns,
+        *strides,
+        ACTIVATION_NUMBERS[epilogue.activation],
+        is_gated,
+        y.dtype == torch.float32,
+        _is_aligned(columns | strides[0] | strides[1] | strides[2], at[0] | at[1] | at[2] | at[3]),
     )
     blocks = -(-rows * -(-columns // _VECTOR) // _THREADS)
     _kernel("finish", "finish", x.dtype, x.device)((blocks, 1, 1), _THREADS, arguments)
 
 
-def _is_aligned(*addresses: int) -> bool:
-    # Eight of 16 bits are one load, eight float32 are two.
-    return all(address % 16 == 0 for address in addresses)
+def _is_aligned(elements: int, addresses: int) -> bool:
+    """Whether vectors can be loaded; numbers come joined by "or", as their lowest bits decide."""
+    # Eight of 16 bits are one load of 16 bytes, eight float32 are two.
+    return elements % _VECTOR == 0 and addresses % 16 == 0
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ class _Arguments(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """``rows`` of a weight from ``first_row`` on, a multiple of 16."""
 
     weight: int
@@ -53,8 +52,7 @@ class Piece:
     rows: int
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """Rows ``start`` to ``stop`` of all weights one below the other."""
 
     start: int
@@ -131,21 +129,30 @@ def gated_linear(
 def _products(x: Tensor, weights: Sequence[TiledTensor], panel_bytes: int) -> Tensor:
     """Products with all weights side by side: (tokens, sum of out_features), dtype of ``x``."""
     tokens, in_features = x.shape
+    item_bytes = x.element_size()
     sizes = tuple([weight.shape[0] for weight in weights])
-    row_bytes = in_features * x.element_size()
-    plan = panels(sizes, panel_bytes // row_bytes)
-    width = plan[-1].stop
-    y = torch.empty((tokens, width), dtype=x.dtype, device=x.device)
-    # Sizes of one bit, so that the products of a model share one stretch of the allocator's.
-    highest = max([panel.stop - panel.start for panel in plan]) * row_bytes
-    wanted = max(highest, min(1 << (highest - 1).bit_length(), panel_bytes))
-    buffer = torch.empty(wanted // x.element_size(), dtype=x.dtype, device=x.device)
+    plan, buffer_bytes = _plan(sizes, in_features * item_bytes, panel_bytes)
+    y = torch.empty((tokens, plan[-1].stop), dtype=x.dtype, device=x.device)
+    buffer = torch.empty(buffer_bytes // item_bytes, dtype=x.dtype, device=x.device)
+    kernel, addresses, at = _kernel(x.dtype, x.device), _addresses(weights), buffer.data_ptr()
     for panel in plan:
-        height = panel.stop - panel.start
-        matrix = buffer.as_strided((height, in_features), (in_features, 1))
-        _make_panel(weights, panel.pieces, matrix)
-        torch.mm(x, matrix.t(), out=y if len(plan) == 1 else y[:, panel.start : panel.stop])
+        grid, arguments = _arguments(addresses, panel.pieces, in_features, item_bytes, at)
+        kernel(grid, _WARPS * 32, arguments)
+        # The panel turned over: what a row of it gives is a column of the product.
+        matrix = buffer.as_strided((in_features, panel.stop - panel.start), (1, in_features))
+        torch.mm(x, matrix, out=y if len(plan) == 1 else y[:, panel.start : panel.stop])
     return y
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(
+    sizes: tuple[int, ...], row_bytes: int, panel_bytes: int
+) -> tuple[tuple[Panel, ...], int]:
+    """Panels, and the bytes of memory that they use in turn."""
+    plan = panels(sizes, panel_bytes // row_bytes)
+    highest = max(panel.stop - panel.start for panel in plan) * row_bytes
+    # A power of two or the limit, so that products of any size share one stretch of memory.
+    return plan, max(highest, min(1 << (highest - 1).bit_length(), panel_bytes))
 
 
 def dequantize(weight: TiledTensor, out: Tensor, first_row: int = 0) -> Tensor:
@@ -157,35 +164,45 @@ def dequantize(weight: TiledTensor, out: Tensor, first_row: int = 0) -> Tensor:
 
     ``first_row`` is a multiple of 16.
     """
-    _make_panel([weight], [Piece(0, first_row, out.shape[0])], out)
+    rows, columns = out.shape
+    assert out.is_contiguous()
+    assert columns == weight.shape[1]
+    assert first_row % TILE_ROWS == 0
+    assert 0 < rows <= weight.shape[0] - first_row
+    pieces = (Piece(0, first_row, rows),)
+    item_bytes = out.element_size()
+    grid, arguments = _arguments(_addresses([weight]), pieces, columns, item_bytes, out.data_ptr())
+    _kernel(out.dtype, out.device)(grid, _WARPS * 32, arguments)
     return out
 
 
-def _make_panel(weights: Sequence[TiledTensor], pieces: Sequence[Piece], out: Tensor) -> None:
-    """The rows of all pieces, one below the other, into ``out`` (rows, in_features)."""
-    columns = out.shape[1]
-    assert out.is_contiguous()
-    row_bytes, at = columns * out.element_size(), out.data_ptr()
-    chunks = -(-columns // TILE_COLUMNS)
-    arguments = _Arguments(
-        chunks=chunks, columns=columns, is_aligned=row_bytes % 16 == 0 and at % 16 == 0
-    )
+def _addresses(weights: Sequence[TiledTensor]) -> tuple[int, ...]:
+    """Where the tiles of each weight lie, then where its scales do."""
+    return tuple([at for w in weights for at in (w.data.data_ptr(), w.scale.data_ptr())])
+
+
+# Weights stay where they are, and so does, in general, the memory of panels: what a launch is made
+# from comes again with every pass.
+@functools.lru_cache(maxsize=8192)
+def _arguments(
+    addresses: tuple[int, ...], pieces: tuple[Piece, ...], columns: int, item_bytes: int, out: int
+) -> tuple[tuple[int, int, int], _Arguments]:
+    """Grid and arguments of ``dequantize`` for rows one below the other from address ``out`` on."""
+    row_bytes, chunks = columns * item_bytes, -(-columns // TILE_COLUMNS)
+    is_aligned = row_bytes % 16 == 0 and out % 16 == 0
+    arguments = _Arguments(chunks=chunks, columns=columns, is_aligned=is_aligned)
     num_tiles = 0
+    # Places that are not used are never reached: every tile is before the end of the last piece.
     for place, piece in zip(arguments.piece, pieces, strict=False):
-        weight = weights[piece.weight]
-        assert weight.shape[1] == columns
-        assert piece.first_row % TILE_ROWS == 0
-        assert 0 < piece.rows <= weight.shape[0] - piece.first_row
         num_tiles += -(-piece.rows // TILE_ROWS)
-        place.tiles = weight.data.data_ptr() + piece.first_row // TILE_ROWS * chunks * _TILE_BYTES
-        place.scale = weight.scale.data_ptr() + 4 * piece.first_row
-        place.out, place.rows, place.end_tile = at, piece.rows, num_tiles
-        at += piece.rows * row_bytes
-    assert at == out.data_ptr() + out.shape[0] * row_bytes
-    # Places that are not used are never reached: a tile is below the end of the last piece.
+        tiles, scale = addresses[2 * piece.weight : 2 * piece.weight + 2]
+        place.tiles = tiles + piece.first_row // TILE_ROWS * chunks * _TILE_BYTES
+        place.scale = scale + 4 * piece.first_row
+        place.out, place.rows, place.end_tile = out, piece.rows, num_tiles
+        out += piece.rows * row_bytes
     arguments.num_tiles = num_tiles
-    runs = -(-chunks // (8 // out.element_size()))
-    _kernel(out.dtype, out.device)((-(-num_tiles * runs // _WARPS), 1, 1), _WARPS * 32, arguments)
+    runs = -(-chunks // (8 // item_bytes))
+    return (-(-num_tiles * runs // _WARPS), 1, 1), arguments
 
 
 @functools.lru_cache(maxsize=16)
