@@ -26,6 +26,7 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     if device.type == "cpu":
         return Ceilings(measure_ram_bandwidth())
     torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1.0, device)  # a budget may be in force
     free_bytes, _ = torch.cuda.mem_get_info(device)
     room_bytes = min(_COPY_BYTES, free_bytes // 4)
     return Ceilings(

@@ -16,7 +16,7 @@ from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
 from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
-from martlet.memory.streamed import StreamedExecutor
+from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
 
@@ -112,7 +112,7 @@ def _open_on(
             bytes_per_weight=1.0 if setting.is_int8 else dtype.itemsize,
         )
         plan = plan.predicted(work, measured_bandwidth(device))
-        return StreamedExecutor(plan, parts, source, device, dtype)
+        return load_streamed(plan, parts, source, device, dtype)
     return ResidentExecutor(plan, source, torch.device("cpu"), dtype)
 
 

@@ -40,7 +40,7 @@ from martlet.memory.plan import (
     Work,
     make_plan,
 )
-from martlet.memory.streamed import StreamedExecutor
+from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
@@ -54,7 +54,6 @@ _USUAL_TOKENS = 512
 # this many is asked for when a text is that long.
 _MOST_PLANNED_TOKENS = 2048
 _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
-_PREDICTED_TOKENS = 256  # of the prompt that times are predicted for
 _WORKSPACE_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
 
 
@@ -207,7 +206,7 @@ class ModelFolder:
                 planned.plan, self.store, planned.device, planned.dtype, transform
             )
         source = FolderSource(self.store, planned.device, transform)
-        return StreamedExecutor(planned.plan, planned.parts, source, planned.device, planned.dtype)
+        return load_streamed(planned.plan, planned.parts, source, planned.device, planned.dtype)
 
     def specs(self) -> dict[str, BlockSpec]:
         """The blocks of the architecture by name."""

@@ -21,8 +21,9 @@ __all__ = ["ASSUMED_CONTEXT_BYTES", "GpuState", "measured_bandwidth", "probe_gpu
 # costs beside: measured on an H200 with CPM-2's shape.
 _PRODUCT_SHARE = 0.80
 _BLOCK_SECONDS = 20e-6
-# Kernels that are loaded later, captured graphs, and what the allocator cannot fill.
-_LATER_BYTES = 48 << 20
+# Kernels that are loaded later, captured graphs, and what the allocator cannot fill: with 48 MiB
+# for it, 85 MiB more than planned were seen.
+_LATER_BYTES = 112 << 20
 
 ASSUMED_CONTEXT_BYTES = 400 << 20
 """Context and libraries on a card that is not here; measured where one is."""

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from martlet.device.host import HostBuffer, StagingRing
+from martlet.device.size import format_bytes
+from martlet.errors import CapacityError
 from martlet.kernels import ops
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.layout import PartLayout, PartSource, view_part
-from martlet.memory.plan import Phase, Plan
+from martlet.memory.parts import aligned
+from martlet.memory.plan import BlockSize, Phase, Plan, make_plan
 from martlet.memory.spread import NUM_SLOTS
 from martlet.quantization.scheme import Weight
 
-__all__ = ["StreamedExecutor"]
+__all__ = ["StreamedExecutor", "load_streamed"]
 
+_TRIES = 4
 _NEXT_STEP = "use a smaller --gpu-memory, or close other programs"
 _log = logging.getLogger(__name__)
 
@@ -36,6 +40,39 @@ class _Visit:
     index: int
     streamed: tuple[PartLayout, ...]
     resident: Mapping[str, Weight]
+
+
+def load_streamed(
+    plan: Plan,
+    layouts: Mapping[str, PartLayout],
+    source: PartSource,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> StreamedExecutor:
+    """The executor of a plan, or of one for less memory where the card has less than it said.
+
+    Raises:
+        CapacityError: not even a tenth less, three times, was there.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return StreamedExecutor(plan, layouts, source, device, dtype)
+        except CapacityError as error:
+            torch.cuda.empty_cache()
+            plan = _smaller(plan)
+            _log.warning("%s; trying again with %s", error, format_bytes(plan.budget.gpu_bytes))
+    return StreamedExecutor(plan, layouts, source, device, dtype)
+
+
+def _smaller(plan: Plan) -> Plan:
+    """The plan for a tenth less of GPU memory; what was resident waits in RAM instead."""
+    sizes = [BlockSize(p.block, p.nbytes) for p in plan.phases[0].placements]
+    budget = replace(plan.budget, gpu_bytes=plan.budget.gpu_bytes * 9 // 10)
+    smaller = make_plan(
+        sizes, plan.device, budget, plan.demand, plan.num_threads, plan.decode_threads
+    )
+    given = plan.prediction
+    return smaller.predicted(given.work, given.bandwidth) if given else smaller
 
 
 class StreamedExecutor:
@@ -61,35 +98,34 @@ class StreamedExecutor:
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._resident: dict[str, Mapping[str, Weight]] = {}
         self._host: dict[str, HostBuffer] = {}
-        with report_out_of_memory(
-            "loading weights", "use a smaller --gpu-memory, or close programs"
-        ):
-            slots = [plan.slot_bytes] * plan.num_slots
-            self._slots = [torch.empty(n, dtype=torch.uint8, device=device) for n in slots]
-            tiers = {p.block: p.tier for p in plan.phases[0].placements}
+        tiers = {p.block: p.tier for p in plan.phases[0].placements}
+        resident = [layout for name, layout in layouts.items() if tiers[name] == "gpu"]
+        with report_out_of_memory("loading weights", _NEXT_STEP):
+            _limit_memory(plan, device)
+            # One run of memory: the allocator would round up each part.
+            sizes = [layout.nbytes for layout in resident] + [plan.slot_bytes] * plan.num_slots
+            arena = torch.empty(sum(map(aligned, sizes)), dtype=torch.uint8, device=device)
+            places = _divide(arena, sizes)
+            self._slots = places[len(resident) :]
+            for layout, memory in zip(resident, places, strict=False):
+                source.fill(layout, memory)
+                self._resident[layout.name] = view_part(layout, memory)
             for name, layout in layouts.items():
-                self._place(layout, source, is_resident=tiers[name] == "gpu")
+                if tiers[name] != "gpu":
+                    buffer = self._host[name] = HostBuffer(layout.nbytes)
+                    source.fill(layout, buffer.data)
         torch.cuda.synchronize(device)
         self._is_capturable = all([buffer.lock() for buffer in self._host.values()])
         self._ring: StagingRing | None = None
         if not self._is_capturable:
             _log.warning(
-                "%s of weights could not be page-locked: they are copied through a small ring, "
-                "and decoding will be slower",
+                "%s parts of the weights could not be page-locked: they are copied through a "
+                "small ring, and decoding will be slower",
                 sum(not buffer.is_locked for buffer in self._host.values()),
             )
             self._ring = StagingRing(device)
         self._visits = {phase.phase: self._visits_of(phase.phase) for phase in plan.phases}
         self._is_primed = False
-
-    def _place(self, layout: PartLayout, source: PartSource, is_resident: bool) -> None:
-        if is_resident:
-            memory = torch.empty(layout.nbytes, dtype=torch.uint8, device=self.device)
-            source.fill(layout, memory)
-            self._resident[layout.name] = view_part(layout, memory)
-        else:
-            buffer = self._host[layout.name] = HostBuffer(layout.nbytes)
-            source.fill(layout, buffer.data)
 
     def _visits_of(self, phase: Phase) -> list[_Visit]:
         stack = "encoder" if phase == "encode" else "decoder"
@@ -130,6 +166,8 @@ class StreamedExecutor:
         """
         streamed = [visit for visit in self._visits["decode"] if visit.streamed]
         if streamed and not self._is_primed:
+            # A pass that was given up may still be copying into that slot.
+            torch.cuda.current_stream(self.device).wait_stream(self._copies)
             self._copy_in(streamed[0], 0)
             ops.break_launch_chain()
             self._is_primed = True
@@ -198,3 +236,19 @@ class StreamedExecutor:
         for layout in visit.streamed:
             yield layout, self._slots[slot][offset : offset + layout.nbytes]
             offset += layout.nbytes
+
+
+def _limit_memory(plan: Plan, device: torch.device) -> None:
+    """Hold torch to the budget: it gives back what it caches before it takes more."""
+    _, total_bytes = torch.cuda.mem_get_info(device)
+    allowed_bytes = plan.budget.gpu_bytes - plan.demand.context_bytes
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total_bytes), device)
+
+
+def _divide(arena: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Pieces of these sizes, each at an aligned place."""
+    pieces, start = [], 0
+    for size in sizes:
+        pieces.append(arena[start : start + size])
+        start += aligned(size)
+    return pieces

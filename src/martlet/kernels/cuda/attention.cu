@@ -15,12 +15,22 @@
 #define GROUP 1
 #endif
 
+#ifndef WARPS
 #define WARPS 8
+#endif
 #define THREADS (WARPS * 32)
 #define VECTORS ((HEAD_DIM + 7) / 8)  // of 8 elements in a head
 #define LANES (VECTORS <= 4 ? 4 : VECTORS <= 8 ? 8 : VECTORS <= 16 ? 16 : 32)  // for one key
 #define KEYS (32 / LANES)                                                     // a warp at a time
-#define AHEAD 4  // keys of a lane in flight
+// Keys of a lane that are in flight together: as many as its registers hold.
+#ifdef AHEAD
+#elif __CUDA_ARCH__ < 700
+#define AHEAD (GROUP > 1 ? 1 : 4)
+#elif ACTIVATION_TYPE == 2 || __CUDA_ARCH__ < 800
+#define AHEAD (GROUP > 1 ? 2 : 4)
+#else
+#define AHEAD (GROUP > 4 ? 2 : GROUP > 1 ? 4 : 8)
+#endif
 
 struct Arguments {
     const act_t* q;      // (slots, heads * HEAD_DIM), rows q_stride apart
@@ -43,142 +53,107 @@ struct Arguments {
     float scale;
 };
 
-__device__ __forceinline__ void store8(act_t* to, const float (&v)[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) to[i] = from_float(v[i]);
-}
-
-// One component of a head turned to a position: p and p + HEAD_DIM / 2 are a complex number.
-__device__ __forceinline__ float turned(const act_t* head, int d, int position,
-                                        const float* frequency) {
-    const float own = to_float(head[d]);
-    if (!frequency) return own;
-    const int half = HEAD_DIM / 2, pair = d < half ? d : d - half;
-    const float other = to_float(head[d < half ? d + half : pair]);
-    float sine, cosine;
-    sincosf((float)position * frequency[pair], &sine, &cosine);
-    return d < half ? own * cosine - other * sine : own * cosine + other * sine;
-}
-
-__device__ __forceinline__ void append(const Arguments& a, int slot, int head, int position) {
-    const int num_kv_heads = gridDim.x;
-    const size_t at = (((size_t)slot * num_kv_heads + head) * a.capacity + position) * HEAD_DIM;
-    for (int d = threadIdx.x; d < 2 * HEAD_DIM; d += THREADS) {
-        const int component = d < HEAD_DIM ? d : d - HEAD_DIM;
-        if (d < HEAD_DIM) {
-            const act_t* k = a.k + (size_t)slot * a.k_stride + head * HEAD_DIM;
-            a.keys[at + component] = from_float(turned(k, component, position, a.frequency));
-        } else {
-            a.values[at + component] = a.v[(size_t)slot * a.v_stride + head * HEAD_DIM + component];
-        }
-    }
-}
-
-// scores[g][key - begin] = q_g . key * scale + bias
-__device__ __forceinline__ void score(const Arguments& a, const float* q, const act_t* keys,
-                                      int head, int begin, int end, int position, float* scores) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int part = lane % LANES, first = begin + warp * KEYS + lane / LANES;
-    const bool is_used = part < VECTORS;
-    float mine[GROUP][8];
-#pragma unroll
-    for (int g = 0; g < GROUP; g++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) mine[g][i] = is_used ? q[g * HEAD_DIM + part * 8 + i] : 0.0f;
-    // Whole warps stay together for the exchange below.
-    for (int base = first; base - lane / LANES < end; base += WARPS * KEYS * AHEAD) {
-        float key[AHEAD][8];
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const int at = base + u * WARPS * KEYS;
-            if (at < end && is_used)
-                load8(keys + (size_t)at * HEAD_DIM + part * 8, key[u]);
-            else
-#pragma unroll
-                for (int i = 0; i < 8; i++) key[u][i] = 0.0f;
-        }
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const int at = base + u * WARPS * KEYS;
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) {
-                float sum = 0.0f;
-#pragma unroll
-                for (int i = 0; i < 8; i++) sum = fmaf(mine[g][i], key[u][i], sum);
-#pragma unroll
-                for (int distance = LANES / 2; distance; distance >>= 1)
-                    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-                if (part == 0 && at < end) {
-                    sum *= a.scale;
-                    if (a.bias)
-                        sum += a.bias[(head * GROUP + g) * a.num_distances +
-                                      min(position - at, a.num_distances - 1)];
-                    scores[g * a.stretch + at - begin] = sum;
-                }
-            }
-        }
-    }
-}
-
-// Scores to exp(score - largest); the largest and the sum of each head.
-__device__ __forceinline__ void exponentials(const Arguments& a, int count, float* scores,
-                                             float* largest, float* sum) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    for (int g = warp; g < GROUP; g += WARPS) {
-        float* row = scores + g * a.stretch;
-        float top = -INFINITY, all = 0.0f;
-        for (int i = lane; i < count; i += 32) top = fmaxf(top, row[i]);
-        top = warp_max(top);
-        for (int i = lane; i < count; i += 32) {
-            const float value = expf(row[i] - top);
-            row[i] = value;
-            all += value;
-        }
-        all = warp_sum(all);
-        if (lane == 0) largest[g] = top, sum[g] = all;
-    }
-}
-
-// mixed[warp][g][d] = sum over this warp's keys of weight * value
-__device__ __forceinline__ void mix(const Arguments& a, const act_t* values, int begin, int end,
-                                    const float* weights, float* mixed) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int part = lane % LANES, first = begin + warp * KEYS + lane / LANES;
-    const bool is_used = part < VECTORS;
-    float sum[GROUP][8];
-#pragma unroll
-    for (int g = 0; g < GROUP; g++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum[g][i] = 0.0f;
-    if (is_used)
-        for (int base = first; base < end; base += WARPS * KEYS * AHEAD) {
-            float value[AHEAD][8];
-#pragma unroll
-            for (int u = 0; u < AHEAD; u++) {
-                const int at = base + u * WARPS * KEYS;
-                if (at < end) load8(values + (size_t)at * HEAD_DIM + part * 8, value[u]);
-            }
-#pragma unroll
-            for (int u = 0; u < AHEAD; u++) {
-                const int at = base + u * WARPS * KEYS;
-                if (at < end)
-#pragma unroll
-                    for (int g = 0; g < GROUP; g++) {
-                        const float weight = weights[g * a.stretch + at - begin];
-#pragma unroll
-                        for (int i = 0; i < 8; i++) sum[g][i] = fmaf(weight, value[u][i], sum[g][i]);
-                    }
-            }
-        }
-#pragma unroll
-    for (int g = 0; g < GROUP; g++)
+// The turn of one lane's eight components: p and p + HEAD_DIM / 2 of a head are a complex number.
+struct Turn {
+    float sine[8], cosine[8];
+    __device__ __forceinline__ Turn(const float* frequency, int first, int position) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-#pragma unroll
-            for (int distance = LANES; distance < 32; distance <<= 1)
-                sum[g][i] += __shfl_xor_sync(0xffffffffu, sum[g][i], distance);
-            if (lane < VECTORS) mixed[(warp * GROUP + g) * HEAD_DIM + lane * 8 + i] = sum[g][i];
+            sine[i] = 0.0f, cosine[i] = 1.0f;
+            if (!frequency || first >= HEAD_DIM) continue;
+            const int d = first + i, half = HEAD_DIM / 2;
+            sincosf((float)position * frequency[d < half ? d : d - half], &sine[i], &cosine[i]);
+            if (d < half) sine[i] = -sine[i];
         }
+    }
+    // Components `first` .. `first + 7` of a head, turned; the head may lie at any address.
+    __device__ __forceinline__ void load(const act_t* head, bool turns, int first,
+                                         float (&v)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = 0.0f;
+            if (first >= HEAD_DIM) continue;
+            const int d = first + i, half = HEAD_DIM / 2;
+            v[i] = to_float(head[d]);
+            if (turns) v[i] = v[i] * cosine[i] + to_float(head[d < half ? d + half : d - half]) * sine[i];
+        }
+    }
+};
+
+// What the lanes of one key have gathered so far: online softmax, each group of lanes for itself.
+struct Gathered {
+    float largest[GROUP], sum[GROUP], value[GROUP][8];
+    __device__ __forceinline__ Gathered() {
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            largest[g] = -INFINITY, sum[g] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) value[g][i] = 0.0f;
+        }
+    }
+    // AHEAD more keys; a score of -infinity is no key.
+    __device__ __forceinline__ void add(int g, const float (&score)[AHEAD],
+                                        const Vector8 (&v)[AHEAD]) {
+        float top = largest[g];
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) top = fmaxf(top, score[u]);
+        if (top == -INFINITY) return;
+        const float shrink = expf(largest[g] - top);
+        largest[g] = top;
+        sum[g] *= shrink;
+#pragma unroll
+        for (int i = 0; i < 8; i++) value[g][i] *= shrink;
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            const float weight = expf(score[u] - top);
+            float of[8];
+            unpack8(v[u], of);
+            sum[g] += weight;
+#pragma unroll
+            for (int i = 0; i < 8; i++) value[g][i] = fmaf(weight, of[i], value[g][i]);
+        }
+    }
+    // The groups of lanes of a warp into one.
+    __device__ __forceinline__ void join_lanes() {
+#pragma unroll
+        for (int g = 0; g < GROUP; g++)
+#pragma unroll
+            for (int distance = LANES; distance < 32; distance <<= 1) {
+                const float other = __shfl_xor_sync(0xffffffffu, largest[g], distance);
+                const float top = fmaxf(largest[g], other);
+                const float own = top == -INFINITY ? 0.0f : expf(largest[g] - top);
+                largest[g] = top;
+                sum[g] *= own;
+                sum[g] += __shfl_xor_sync(0xffffffffu, sum[g], distance);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    value[g][i] *= own;
+                    value[g][i] += __shfl_xor_sync(0xffffffffu, value[g][i], distance);
+                }
+            }
+    }
+};
+
+struct KeyValue {
+    Vector8 key, value;
+};
+
+// The new key and value of a lane as they will be read from now on; both go into the cache.
+__device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int head, int part,
+                                           int position, size_t at) {
+    KeyValue fresh;
+    const Turn turn(a.frequency, part, position);
+    float v[8];
+    turn.load(a.k + (size_t)slot * a.k_stride + head * HEAD_DIM, a.frequency != nullptr, part, v);
+    act_t* keys = (act_t*)fresh.key.words;
+    act_t* values = (act_t*)fresh.value.words;
+    const act_t* from = a.v + (size_t)slot * a.v_stride + head * HEAD_DIM + part;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        keys[i] = from_float(v[i]), values[i] = from[i];
+        a.keys[at + i] = keys[i], a.values[at + i] = values[i];
+    }
+    return fresh;
 }
 
 // The stretches of a sequence into its result; every thread of the block that finished last.
@@ -200,31 +175,102 @@ __device__ __forceinline__ void join(const Arguments& a, const float* partial, a
     }
 }
 
-// Grid: (kv_heads, slots, stretches). Dynamic shared memory: GROUP * stretch floats.
+// A lane's part of AHEAD keys and values of the cache, from one of its keys on.
+struct Batch {
+    Vector8 key[AHEAD], value[AHEAD];
+    __device__ __forceinline__ void load(const act_t* keys, const act_t* values, int first, int end) {
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            const int at = first + u * WARPS * KEYS;
+            key[u] = value[u] = Vector8{};
+            if (at >= end) continue;
+            key[u] = *(const Vector8*)(keys + (size_t)at * HEAD_DIM);
+            value[u] = *(const Vector8*)(values + (size_t)at * HEAD_DIM);
+        }
+    }
+};
+
+// Grid: (kv_heads, slots, stretches). Dynamic shared memory: WARPS * GROUP * (HEAD_DIM + 2) floats.
+//
+// What stands before wait_for_inputs() reads lengths and keys of earlier tokens: no kernel of this
+// step writes them but this one, and steps do not overlap.
 extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONSTANT Arguments a) {
-    extern __shared__ float scores[];
-    __shared__ float q[GROUP * HEAD_DIM], mixed[WARPS * GROUP * HEAD_DIM];
-    __shared__ float largest[GROUP], sum[GROUP];
+    extern __shared__ float gathered[];  // of each warp and head: values, largest score, sum
     __shared__ bool is_last;
     const int head = blockIdx.x, slot = blockIdx.y, num_kv_heads = gridDim.x;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int part = lane % LANES * 8;  // this lane's components
     allow_next_kernel();
-    wait_for_inputs();
 
     const int position = a.lengths[slot];
     // A sequence that has ended stays where it is; its slot may be full.
     const int num_keys = min(a.k ? position + 1 : position, a.capacity);
     const int begin = blockIdx.z * a.stretch, end = min(begin + a.stretch, num_keys);
-    const size_t cache = ((size_t)slot * num_kv_heads + head) * a.capacity * HEAD_DIM;
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS)
-        q[i] = turned(a.q + (size_t)slot * a.q_stride + (head * GROUP + i / HEAD_DIM) * HEAD_DIM,
-                      i % HEAD_DIM, position, a.frequency);
-    if (a.k && position >= begin && position < end) append(a, slot, head, position);
-    __syncthreads();
-    score(a, q, a.keys + cache, head, begin, end, position, scores);
-    __syncthreads();
-    exponentials(a, end - begin, scores, largest, sum);
-    __syncthreads();
-    mix(a, a.values + cache, begin, end, scores, mixed);
+    const size_t cache = ((size_t)slot * num_kv_heads + head) * a.capacity * HEAD_DIM + part;
+    // Keys that lie in the cache; lanes beyond the head have none.
+    const int cached = part < HEAD_DIM ? min(end, position) : 0;
+    const int first_key = begin + warp * KEYS + lane / LANES;
+    Batch batch;
+    batch.load(a.keys + cache, a.values + cache, first_key, cached);
+    if (a.bias)
+        for (int g = warp; g < GROUP; g += WARPS)
+            for (int at = lane * 32; at < a.num_distances; at += 1024)
+                touch(a.bias + (head * GROUP + g) * a.num_distances + at);
+    wait_for_inputs();
+
+    const act_t* queries = a.q + (size_t)slot * a.q_stride + head * GROUP * HEAD_DIM;
+    float q[GROUP][8];
+    {
+        const Turn turn(a.frequency, part, position);
+#pragma unroll
+        for (int g = 0; g < GROUP; g++)
+            turn.load(queries + g * HEAD_DIM, a.frequency != nullptr, part, q[g]);
+    }
+
+    Gathered own;
+    // Whole warps stay together for the exchange below.
+    for (int first = first_key; first - lane / LANES < end; first += WARPS * KEYS * AHEAD) {
+        if (first != first_key) batch.load(a.keys + cache, a.values + cache, first, cached);
+        if (a.k && position < end)
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++)
+                if (first + u * WARPS * KEYS == position && part < HEAD_DIM) {
+                    const KeyValue fresh =
+                        append(a, slot, head, part, position, cache + (size_t)position * HEAD_DIM);
+                    batch.key[u] = fresh.key, batch.value[u] = fresh.value;
+                }
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            float score[AHEAD];
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) {
+                const int at = first + u * WARPS * KEYS;
+                float of[8];
+                unpack8(batch.key[u], of);
+                score[u] = 0.0f;
+#pragma unroll
+                for (int i = 0; i < 8; i++) score[u] = fmaf(q[g][i], of[i], score[u]);
+#pragma unroll
+                for (int distance = LANES / 2; distance; distance >>= 1)
+                    score[u] += __shfl_xor_sync(0xffffffffu, score[u], distance);
+                score[u] *= a.scale;
+                if (a.bias && at < end)
+                    score[u] += a.bias[(head * GROUP + g) * a.num_distances +
+                                       min(position - at, a.num_distances - 1)];
+                if (at >= end) score[u] = -INFINITY;
+            }
+            own.add(g, score, batch.value);
+        }
+    }
+    own.join_lanes();
+    if (lane < VECTORS)
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            float* place = gathered + (warp * GROUP + g) * (HEAD_DIM + 2);
+#pragma unroll
+            for (int i = 0; i < 8; i++) place[part + i] = own.value[g][i];
+            if (lane == 0) place[HEAD_DIM] = own.largest[g], place[HEAD_DIM + 1] = own.sum[g];
+        }
     __syncthreads();
 
     act_t* y = a.y + ((size_t)slot * num_kv_heads + head) * GROUP * HEAD_DIM;
@@ -232,15 +278,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     float* partial = a.partial + (size_t)pair * stretches * GROUP * (HEAD_DIM + 2);
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
         const int g = i / HEAD_DIM, d = i % HEAD_DIM;
-        float value = 0.0f;
-        for (int w = 0; w < WARPS; w++) value += mixed[w * GROUP * HEAD_DIM + i];
+        float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+        for (int w = 0; w < WARPS; w++)
+            largest = fmaxf(largest, gathered[(w * GROUP + g) * (HEAD_DIM + 2) + HEAD_DIM]);
+        for (int w = 0; w < WARPS && largest > -INFINITY; w++) {
+            const float* of_warp = gathered + (w * GROUP + g) * (HEAD_DIM + 2);
+            const float factor = expf(of_warp[HEAD_DIM] - largest);
+            sum += factor * of_warp[HEAD_DIM + 1];
+            value += factor * of_warp[d];
+        }
         if (stretches == 1) {
-            y[i] = from_float(sum[g] > 0.0f ? value / sum[g] : 0.0f);
+            y[i] = from_float(sum > 0.0f ? value / sum : 0.0f);
             continue;
         }
-        float* own = partial + (blockIdx.z * GROUP + g) * (HEAD_DIM + 2);
-        own[d] = value;
-        if (d == 0) own[HEAD_DIM] = largest[g], own[HEAD_DIM + 1] = sum[g];
+        float* place = partial + (blockIdx.z * GROUP + g) * (HEAD_DIM + 2);
+        place[d] = value;
+        if (d == 0) place[HEAD_DIM] = largest, place[HEAD_DIM + 1] = sum;
     }
     if (stretches == 1) return;
     __threadfence();

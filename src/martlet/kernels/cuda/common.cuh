@@ -57,21 +57,28 @@ __device__ __forceinline__ act_t from_float(float value) {
 #endif
 }
 
-// Eight consecutive activations as floats; the address is aligned to their size.
-__device__ __forceinline__ void load8(const act_t* from, float (&to)[8]) {
+// Eight consecutive activations as they lie; their address is aligned to their size.
+struct Vector8 {
+    uint4 words[sizeof(act_t) / 2];
+};
+
+__device__ __forceinline__ void unpack8(const Vector8& from, float (&to)[8]) {
 #if ACTIVATION_TYPE == 2
-    const float4 low = ((const float4*)from)[0], high = ((const float4*)from)[1];
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+    const float* values = (const float*)from.words;
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = values[i];
 #else
-    const uint4 raw = *(const uint4*)from;
-    const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+    const u32 words[4] = {from.words[0].x, from.words[0].y, from.words[0].z, from.words[0].w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         to[2 * i] = to_float((u16)(words[i] & 0xffffu));
         to[2 * i + 1] = to_float((u16)(words[i] >> 16));
     }
 #endif
+}
+
+__device__ __forceinline__ void load8(const act_t* from, float (&to)[8]) {
+    unpack8(*(const Vector8*)from, to);
 }
 
 // 16 bytes that are read once: past the first-level cache.
@@ -87,6 +94,12 @@ __device__ __forceinline__ uint4 load_stream(const uint4* from) {
                  : "l"(from));
 #endif
     return value;
+}
+
+// Bring a line into the first-level cache without waiting for it.
+__device__ __forceinline__ void touch(const void* address) {
+    u32 unused;
+    asm volatile("ld.global.ca.u32 %0, [%1];" : "=r"(unused) : "l"((u64)address & ~3ull));
 }
 
 // Arguments read where they lie, also by a computed index.

@@ -114,7 +114,7 @@ def attention(
         (num_kv_heads, num_slots, stretches),
         _WARPS * 32,
         arguments,
-        shared_bytes=4 * group * stretch,
+        shared_bytes=4 * _WARPS * group * (head_dim + 2),
         dependent=True,
     )
     return y

@@ -550,6 +550,29 @@ __device__ __forceinline__ float total(const float* partial, int rows, int index
     return sum;
 }
 
+// What the end of a tile reads beside the sums, brought near while the tile is computed.
+__device__ __forceinline__ void touch_tile(const Arguments& a, const Walk& walk) {
+    const Segment& segment = a.segment[GATED ? 0 : walk.segment];
+    const int first = walk.tile * 16, lane = threadIdx.x & 31;
+    if (lane == 0) touch(segment.scale + first);
+    if (GATED && lane == 1) touch(a.segment[1].scale + first);
+    if (lane == 2 && segment.bias) touch(segment.bias + first);
+    if (lane >= 16 && lane - 16 < a.rows && a.residual) {
+        int before = 0;
+        for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
+        touch(a.residual + (size_t)(lane - 16) * a.out_features + before + first);
+    }
+}
+
+__device__ __forceinline__ void touch_norm(const Arguments& a) {
+    if (a.norm == NO_NORM) return;
+    constexpr int line = 128 / sizeof(act_t);
+    for (int at = threadIdx.x * line; at < a.in_features; at += THREADS * line) {
+        touch(a.norm_weight + at);
+        if (a.norm == LAYER_NORM) touch(a.norm_bias + at);
+    }
+}
+
 __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
                                            const float* partial, const float* row_scale,
                                            const float* row_offset) {
@@ -583,7 +606,12 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
 // Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: ring
 // (compute capability 8.0 on), inputs, partial sums of two tiles, scales and offsets of the rows, scratch of
 // 2 * WARPS floats.
-extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT Arguments a) {
+#ifdef MAXREG
+#define BOUNDS __maxnreg__(MAXREG)
+#else
+#define BOUNDS __launch_bounds__(THREADS)
+#endif
+extern "C" __global__ void BOUNDS linear(const GRID_CONSTANT Arguments a) {
     extern __shared__ __align__(16) u8 memory[];
     const int warp = threadIdx.x >> 5;
     const int step_chunks = WARPS * BATCH;
@@ -600,6 +628,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
     float* row_scale = partial + 2 * partial_size;
 
     allow_next_kernel();
+    touch_norm(a);
     wait_for_inputs();
     float* row_offset = row_scale + MAX_ROWS;
     stage_inputs(a, chunks, staged, row_scale, row_offset, row_offset + MAX_ROWS);
@@ -608,6 +637,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
     const Inputs inputs(staged, a.rows, chunks);
     int number = 0;
     for (Walk walk(a); !walk.done(a); walk.next(a), number++) {
+        if (number % WARPS == warp) touch_tile(a, walk);
         Accumulator sum[MATRICES];
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) sum[m].clear();
