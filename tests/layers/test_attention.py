@@ -6,6 +6,7 @@ from martlet.kernels import reference
 from martlet.layers.attention import (
     Heads,
     Pass,
+    aligned_bias,
     causal_bias,
     cross_attention,
     decoder_mask,
@@ -136,3 +137,19 @@ def test_a_row_that_sees_nothing_gives_numbers_in_every_float_type() -> None:
         assert mask is not None
         scores = torch.full((2, 1, 1, 3), -100.0, dtype=dtype) + mask
         assert torch.isfinite(scores.softmax(-1)).all()
+
+
+def test_a_bias_for_the_processor_stays_as_it_is() -> None:
+    bias = padding_bias([3, 5], 7, LIKE)
+    assert bias is not None
+    assert aligned_bias(bias) is bias
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_keys", [1, 7, 8, 100, 256])
+def test_rows_of_a_bias_for_a_gpu_begin_at_multiples_of_eight(num_keys: int) -> None:
+    bias = torch.randn(2, 3, 5, num_keys, device="cuda").half()
+    aligned = aligned_bias(bias)
+    assert torch.equal(aligned, bias)
+    assert all(stride % 8 == 0 for stride in aligned.stride()[:-1])
+    assert aligned.stride(-1) == 1

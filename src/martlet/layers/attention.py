@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
 from martlet.kernels import ops
@@ -16,6 +17,7 @@ __all__ = [
     "DeviceStep",
     "Heads",
     "Pass",
+    "aligned_bias",
     "causal_bias",
     "cross_attention",
     "decoder_mask",
@@ -204,7 +206,25 @@ def decoder_mask(
             return None, False  # every row sees all its keys
         if starts[0] == 0 and num_keys == num_queries:
             return None, True
-    return causal_bias(starts, num_queries, num_keys, like), False
+    return aligned_bias(causal_bias(starts, num_queries, num_keys, like)), False
+
+
+_ALIGNED_ELEMENTS = 8
+
+
+def aligned_bias(bias: Tensor) -> Tensor:
+    """The same bias, on a GPU with gaps between its rows so that each begins where vectors may.
+
+    Attention would make such a copy itself, in every layer.
+
+    Shapes:
+        bias: (..., num_keys)
+        return: the same
+    """
+    num_keys = bias.shape[-1]
+    if not bias.is_cuda or num_keys % _ALIGNED_ELEMENTS == 0:
+        return bias
+    return F.pad(bias, (0, -num_keys % _ALIGNED_ELEMENTS))[..., :num_keys]
 
 
 def padding_bias(lengths: Sequence[int], num_keys: int, like: Tensor) -> Tensor | None:

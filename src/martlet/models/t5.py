@@ -10,6 +10,7 @@ from martlet.layers.attention import (
     DeviceStep,
     Heads,
     Pass,
+    aligned_bias,
     causal_bias,
     cross_attention,
     padding_bias,
@@ -132,7 +133,8 @@ class T5:
         if stack == "encoder":
             bias = relative_bias(table, self._buckets(stack), [0], num_tokens, num_tokens)
             padding = padding_bias(counts, num_tokens, hidden)
-            return hidden, Pass(counts, bias if padding is None else bias + padding, False)
+            bias = aligned_bias(bias if padding is None else bias + padding)
+            return hidden, Pass(counts, bias, False)
         assert cache is not None, "the decoder finds the encoder's output in the cache"
         if cache.is_stepping:
             by_distance = cache.step_constant(
@@ -144,7 +146,9 @@ class T5:
         if num_tokens > 1 or len(set(starts)) > 1:
             bias = bias + causal_bias(starts, num_tokens, num_keys, hidden)
         cross_bias = padding_bias(cache.encoder_lengths, cache.num_encoder_tokens, hidden)
-        return hidden, Pass(counts, bias, False, cross_bias)
+        if cross_bias is not None:
+            cross_bias = aligned_bias(cross_bias)
+        return hidden, Pass(counts, aligned_bias(bias), False, cross_bias)
 
     def _buckets(self, stack: Stack) -> RelativeBuckets:
         return RelativeBuckets(
