@@ -14,9 +14,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from martlet.kernels import ops
 from martlet.kernels.cuda import many_rows, panels
 from martlet.kernels.cuda.few_rows import Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route, Size, choose_route
+from martlet.kernels.norm import Norm
 from martlet.quantization.packing import pack_tiles, padded_shape
 from martlet.quantization.scheme import TiledTensor
 
@@ -48,6 +50,7 @@ def main() -> None:
         print(f"-- {time.perf_counter() - start:.0f} s")
     if not arguments.no_time:
         time_copies()
+        time_layers()
         for out_features, in_features in TIMED_SHAPES:
             time_shape(out_features, in_features)
     print(f"-- {time.perf_counter() - start:.0f} s")
@@ -226,6 +229,61 @@ def time_copies() -> None:
         if seconds is not None:
             moved = weights[0].nbytes + out.nbytes
             print(f"dequantize {dtype} {moved / seconds / 1e9:.0f} GB/s")
+
+
+def time_layers() -> None:
+    """An encoder layer of CPM-2 without attention, whole and in parts."""
+    shapes = ((4096, 4096),) * 4 + ((10240, 4096),) * 2 + ((4096, 10240),)
+    layers = [[random_weight(*shape)[1] for shape in shapes] for _ in range(4)]
+    for tokens in TIMED_TOKENS:
+        x = torch.randn(tokens, 4096, device="cuda").bfloat16()
+        print(f"\nan encoder layer, {tokens} tokens, microseconds")
+        for mib in (32, 64, 96, 128, 160):
+            time_parts(x, layers, mib)
+        time_whole(x, layers)
+
+
+def time_parts(x: Tensor, layers: list[list[TiledTensor]], mib: int) -> None:
+    """Every product with panels of that size."""
+    route, wide = Dequantized(mib << 20), x.repeat(1, 3)[:, :10240].contiguous()
+    added = Epilogue(None, x)
+    parts: dict[str, Callable[[list[TiledTensor]], object]] = {
+        "q, k, v": lambda w: many_rows.linear(x, w[:3], [None] * 3, route=route),
+        "o": lambda w: many_rows.linear(x, w[3:4], [None], added, route),
+        "gated": lambda w: many_rows.gated_linear(x, w[4], w[5], "gelu_new", route),
+        "wo": lambda w: many_rows.linear(wide, w[6:], [None], added, route),
+    }
+    figures = []
+    for name, part in parts.items():
+        runs = [lambda w=w, p=part: p(w) for w in layers]
+        seconds = attempt(f"{name} {mib}", lambda r=runs: median_seconds(r))
+        figures.append(f"{name} {'-' if seconds is None else round(1e6 * seconds)}")
+    print(f"  panels of {mib:3} MiB: {'   '.join(figures)}")
+
+
+def time_whole(x: Tensor, layers: list[list[TiledTensor]]) -> None:
+    """As a graph, and as Python queues it: where that takes longer, a pass is bound by launches."""
+    norm = Norm(torch.ones_like(x[0]), None, 1e-6)
+
+    def run(w: list[TiledTensor]) -> Tensor:
+        queries, _, _ = ops.linears(x, w[:3], [None] * 3, norm=norm)
+        hidden = ops.linear(queries.contiguous(), w[3], residual=x)
+        inner = ops.gated_linear(hidden, w[4], w[5], "gelu_new", norm=norm)
+        return ops.linear(inner, w[6], residual=hidden)
+
+    graph_seconds = median_seconds([lambda w=w: run(w) for w in layers])
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for number in range(24):
+        run(layers[number % len(layers)])
+    queued = (time.perf_counter() - start) / 24
+    torch.cuda.synchronize()
+    whole = (time.perf_counter() - start) / 24
+    norm_seconds = median_seconds([lambda: ops.norm(x, norm)] * 8)
+    print(
+        f"  a layer: {1e6 * graph_seconds:.0f} as a graph, {1e6 * queued:.0f} to queue, "
+        f"{1e6 * whole:.0f} queued and run; a norm {1e6 * norm_seconds:.1f}"
+    )
 
 
 def timed_routes(size: Size) -> dict[str, Route]:
