@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from martlet.kernels.cuda.compiler import compile_options, find_nvrtc, read_source
-from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Size, choose_route
+from martlet.kernels.cuda.gemm_route import (
+    Dequantized,
+    FromTiles,
+    Size,
+    choose_route,
+    most_panel_bytes,
+)
 from martlet.kernels.cuda.many_rows import kernel_choice
 
 SHAPES = [(4096, 4096), (12288, 4096), (20480, 4096), (4096, 10240), (40, 96)]
@@ -27,12 +33,16 @@ def _routes(capability: tuple[int, int], num_multiprocessors: int) -> dict[Size,
 def test_cards_without_asynchronous_copies_turn_weights_into_floats(
     capability: tuple[int, int],
 ) -> None:
-    assert isinstance(choose_route(capability, 20, Size(512, 4096, 4096)), Dequantized)
+    route = choose_route(capability, 20, Size(512, 4096, 4096))
+    assert isinstance(route, Dequantized)
+    assert route.panel_bytes <= most_panel_bytes(capability)
 
 
 def test_hopper_multiplies_many_tokens_of_16_bits_with_the_library() -> None:
     for tokens in (128, 256, 4000):
-        assert isinstance(choose_route((9, 0), 132, Size(tokens, 4096, 4096)), Dequantized)
+        route = choose_route((9, 0), 132, Size(tokens, 4096, 4096))
+        assert isinstance(route, Dequantized)
+        assert route.panel_bytes <= most_panel_bytes((9, 0))
 
 
 def test_only_hopper_takes_warpgroup_products() -> None:

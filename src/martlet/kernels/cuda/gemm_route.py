@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Dequantized", "FromTiles", "Route", "Size", "choose_route"]
+__all__ = [
+    "Dequantized",
+    "FromTiles",
+    "Route",
+    "Size",
+    "choose_route",
+    "most_panel_bytes",
+]
 
 DEFAULT_PANEL_BYTES = 32 << 20
 """Float weights that exist at a time: a large part of them is still in a level 2 cache of 40 to 60
 MiB when they are multiplied, and a small card can spare them."""
 
-
 # Measured on an H200 with 256 and 512 tokens, at 4096 x 4096 to 20480 x 4096: the library's product
-# of dequantised panels of this size runs at 270-320 and 430-470 TFLOP/s, our own kernels at
-# 240-330. This size holds each product of an 11B encoder but the gated one as a single panel.
+# of dequantised panels of 64 MiB runs at 270-320 and 430-470 TFLOP/s, our own kernels at 240-330.
+# This size holds each product of an 11B encoder but the gated one as a single panel.
 _HOPPER_PANEL_BYTES = 96 << 20
 _LIBRARY_TOKENS = 128
 
@@ -65,6 +71,11 @@ class Size:
     is_half: bool = True
 
 
+def most_panel_bytes(capability: tuple[int, int]) -> int:
+    """Memory that a product may take for float weights on such a card."""
+    return _HOPPER_PANEL_BYTES if capability == (9, 0) else DEFAULT_PANEL_BYTES
+
+
 def choose_route(capability: tuple[int, int], num_multiprocessors: int, size: Size) -> Route:
     """The way that is expected to be fastest.
 
@@ -73,7 +84,7 @@ def choose_route(capability: tuple[int, int], num_multiprocessors: int, size: Si
     if capability < (8, 0):
         return Dequantized()
     if capability == (9, 0) and size.is_half and size.tokens >= _LIBRARY_TOKENS:
-        return Dequantized(_HOPPER_PANEL_BYTES)
+        return Dequantized(most_panel_bytes(capability))
     routes = _hopper_routes(size) if capability == (9, 0) else _plain_routes(size)
     return min(routes, key=lambda route: _cycles(route, num_multiprocessors, size))
 
