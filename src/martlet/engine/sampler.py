@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +15,16 @@ from martlet.device.threads import cpu_threads
 from martlet.engine.request import SamplingParams
 from martlet.errors import MartletError
 
-__all__ = ["Sample", "Sampler"]
+__all__ = ["Chances", "Sample", "Sampler"]
 
 # Tokens that are ranked before the whole vocabulary is: a top-p of 0.9 rarely needs more than the
 # first number, hardly ever more than the second. They take 0.1 and 0.4 ms of 30 k, ranking all 3.
 _USUAL_NUCLEUS = (128, 2048)
+
+_ALL_SUPPRESSED = "every token of the vocabulary is suppressed; nothing can follow"
+_NOT_FINITE = (
+    "its weights are damaged or overflow in this number type: convert it again, or try --device cpu"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,22 @@ class Sample:
 
     token_id: int
     logprob: float
+
+
+@dataclass(frozen=True, eq=False)
+class Chances:
+    """What a device needs to choose the next tokens of a sequence as its sampler would.
+
+    Shapes:
+        output_counts: (vocab_size,) how often each token is in the output
+        seen: (vocab_size,) bool, whether it is in the prompt or the output
+        uniforms: (num_tokens,) float64, the numbers of the draws to come
+    """
+
+    params: SamplingParams
+    output_counts: Tensor
+    seen: Tensor
+    uniforms: Tensor
 
 
 class Sampler:
@@ -50,6 +73,7 @@ class Sampler:
         self.params = params
         self.seed = secrets.randbits(48) if params.seed is None else params.seed
         self._generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        self._uniforms: deque[float] = deque()  # drawn already, not used yet
         self._output_counts = torch.zeros(vocab_size)
         self._seen = torch.zeros(vocab_size, dtype=torch.bool)
         self._seen[torch.tensor(list(prompt_ids), dtype=torch.int64)] = True
@@ -58,6 +82,38 @@ class Sampler:
         """Count a token of the output, chosen here or not, for the penalties to come."""
         self._output_counts[token_id] += 1
         self._seen[token_id] = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the most probable token is always the one."""
+        p = self.params
+        has_penalty = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty
+        return p.temperature == 0 and not has_penalty
+
+    def chances(self, num_tokens: int) -> Chances:
+        """What a device needs for so many tokens; see ``take`` for those it has chosen."""
+        num_missing = num_tokens - len(self._uniforms)
+        if self.params.temperature > 0 and num_missing > 0:
+            # As many single numbers would be the same.
+            more = torch.rand(num_missing, generator=self._generator, dtype=torch.float64)
+            self._uniforms.extend(more.tolist())
+        uniforms = torch.tensor(list(self._uniforms)[:num_tokens], dtype=torch.float64)
+        return Chances(self.params, self._output_counts, self._seen, uniforms)
+
+    def take(self, token_id: int, logprob: float) -> Sample:
+        """The token that a device has chosen, in place of ``sample``.
+
+        Raises:
+            MartletError: a logit was not finite (the log-probability is no number), or every token
+                was suppressed (it is -inf).
+        """
+        if math.isnan(logprob):
+            raise MartletError(f"the model gave logits that are not finite numbers; {_NOT_FINITE}")
+        if logprob == -math.inf:
+            raise MartletError(_ALL_SUPPRESSED)
+        if self._uniforms:
+            self._uniforms.popleft()
+        return Sample(token_id, logprob)
 
     def sample(self, logits: Tensor, suppressed: Tensor | None = None) -> Sample:
         """One token; does not count it: see ``accept``.
@@ -82,7 +138,7 @@ class Sampler:
         if suppressed is not None:
             scores = scores.masked_fill(suppressed, -torch.inf)
         if scores.max() == -torch.inf:
-            raise MartletError("every token of the vocabulary is suppressed; nothing can follow")
+            raise MartletError(_ALL_SUPPRESSED)
         if self.params.temperature == 0:
             token_id = int(scores.argmax())
         else:
@@ -127,7 +183,10 @@ class Sampler:
         return token_ids, probabilities
 
     def _draw(self, token_ids: Tensor, probabilities: Tensor) -> int:
-        point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        if self._uniforms:
+            point = torch.tensor(self._uniforms.popleft(), dtype=torch.float64)
+        else:
+            point = torch.rand((), generator=self._generator, dtype=torch.float64)
         cumulative = probabilities.cumsum(0)
         # right=True passes over tokens of probability 0.
         index = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
@@ -141,8 +200,7 @@ def _require_finite(logits: Tensor) -> None:
     if num_bad:
         raise MartletError(
             f"the model gave {num_bad} of {logits.numel()} logits that are not finite numbers; "
-            "its weights are damaged or overflow in this number type: convert it again, "
-            "or try --device cpu"
+            + _NOT_FINITE
         )
 
 

@@ -392,7 +392,7 @@ def sample(
         logits: (num_slots, vocab_size) float32
         suppressed: (vocab_size,) bool, True = must not be chosen
     """
-    if logits.is_cuda and logits.shape[1] <= sampling.MAX_VOCAB_SIZE:
+    if logits.is_cuda:
         sampling.sample(logits, suppressed, chances, state)
     else:
         reference.sample(logits, suppressed, chances, state)

@@ -12,19 +12,21 @@ __all__ = ["StepState"]
 
 @dataclass(frozen=True, eq=False)
 class StepState:
-    """What decode steps leave behind for each slot; all on one device.
+    """What decode steps leave behind for each slot, on one device but for the output.
 
-    A slot that is done keeps its length: further steps change nothing that is read.
+    A slot that is done keeps its length: further steps change nothing that is read. The output of
+    steps on a GPU lies in page-locked main memory, where they write it: it can be read there once
+    the step has ended, without a copy that would wait behind those of weights.
 
     Shapes:
         token_ids: (num_slots,) int64, what the next step reads
-        logprobs: (num_slots,) float32, of these tokens
+        logprobs: (num_slots,) float32, of these tokens; not a number where a logit was not finite
         lengths: (num_slots,) int32, tokens in the cache
         num_output: (num_slots,) int32, tokens noted so far
         output_ids: (num_slots, capacity) int64
         output_logprobs: (num_slots, capacity) float32
         is_done: (num_slots,) int32, 1 after an ending token
-        status: (1,) int32, 1 after a logit that was not finite
+        status: (1,) int32, 1 after a logit that was not finite, or a row without a choice
     """
 
     token_ids: Tensor
@@ -44,13 +46,16 @@ class StepState:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        def output(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(num_slots, capacity, dtype=dtype, pin_memory=device.type == "cuda")
+
         return cls(
             token_ids=zeros(num_slots, dtype=torch.int64),
             logprobs=zeros(num_slots, dtype=torch.float32),
             lengths=lengths,
             num_output=zeros(num_slots, dtype=torch.int32),
-            output_ids=zeros(num_slots, capacity, dtype=torch.int64),
-            output_logprobs=zeros(num_slots, capacity, dtype=torch.float32),
+            output_ids=output(torch.int64),
+            output_logprobs=output(torch.float32),
             is_done=zeros(num_slots, dtype=torch.int32),
             status=zeros(1, dtype=torch.int32),
         )

@@ -1,5 +1,5 @@
 // What surrounds the blocks in a decode step: a token's embedding, and the choice of the next token.
-#include "common.cuh"
+#include "choice.cuh"
 
 #define THREADS 1024
 
@@ -31,34 +31,13 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-struct Best {
-    float score;
-    int index;
-};
-
-__device__ __forceinline__ Best better(Best a, Best b) {
-    // The lower index among equals, as everywhere.
-    return b.score > a.score || (b.score == a.score && b.index < a.index) ? b : a;
-}
-
-__device__ __forceinline__ Best warp_best(Best best) {
-#pragma unroll
-    for (int distance = 16; distance; distance >>= 1) {
-        Best other;
-        other.score = __shfl_xor_sync(0xffffffffu, best.score, distance);
-        other.index = __shfl_xor_sync(0xffffffffu, best.index, distance);
-        best = better(best, other);
-    }
-    return best;
-}
-
 // The most probable token of each row that is not suppressed, and its log-probability among all.
 // Grid: one block a row. `status`: bit 0 = a logit was not finite.
 extern "C" __global__ void __launch_bounds__(THREADS)
     most_probable(const float* logits, const u8* suppressed, int vocab_size, long long* token_ids,
                   float* logprobs, int* status) {
     __shared__ Best bests[32];
-    __shared__ float largest[32], sums[32];
+    __shared__ LogSum log_sums[32];
     __shared__ int is_bad;
     allow_next_kernel();
     wait_for_inputs();
@@ -67,30 +46,29 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) is_bad = 0;
     __syncthreads();
     Best best = {-INFINITY, 0x7fffffff};
-    float top = -INFINITY, sum = 0.0f;
+    LogSum log_sum = {-INFINITY, 0.0f};
     bool bad = false;
     for (int i = threadIdx.x; i < vocab_size; i += THREADS) {
         const float value = row[i];
         bad |= !(fabsf(value) < INFINITY);
         if (!suppressed || !suppressed[i]) best = better(best, Best{value, i});
-        // One pass: the sum is brought to a new largest value when one comes.
-        if (value > top) sum = sum * expf(top - value) + 1.0f, top = value;
-        else sum += expf(value - top);
+        log_sum.add(value);
     }
     if (bad) is_bad = 1;
     best = warp_best(best);
-    const float warp_top = warp_max(top);
-    sum = warp_sum(warp_top > -INFINITY ? sum * expf(top - warp_top) : 0.0f);
-    if (lane == 0) bests[warp] = best, largest[warp] = warp_top, sums[warp] = sum;
+    log_sum = warp_log_sum(log_sum);
+    if (lane == 0) bests[warp] = best, log_sums[warp] = log_sum;
     __syncthreads();
     if (warp) return;
     best = warp_best(bests[lane]);
-    top = warp_max(largest[lane]);
-    sum = warp_sum(sums[lane] * expf(largest[lane] - top));
+    log_sum = warp_log_sum(log_sums[lane]);
     if (lane) return;
-    token_ids[blockIdx.x] = best.index < vocab_size ? best.index : 0;
-    logprobs[blockIdx.x] = best.index < vocab_size ? row[best.index] - top - logf(sum) : -INFINITY;
-    if (is_bad || best.index >= vocab_size) atomicOr(status, 1);
+    const bool is_any = best.index < vocab_size;
+    token_ids[blockIdx.x] = is_any ? best.index : 0;
+    float logprob = is_any ? row[best.index] - log_sum.top - logf(log_sum.sum) : -INFINITY;
+    if (is_bad) logprob = __int_as_float(0x7fffffff);  // not a number, as -inf among logits is none
+    logprobs[blockIdx.x] = logprob;
+    if (is_bad || !is_any) atomicOr(status, 1);
 }
 
 // The end of a step, one thread a slot: notes the token, counts it, and tells whether the text ends.
