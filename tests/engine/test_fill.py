@@ -8,10 +8,25 @@ from martlet.engine.fill import Filling, count_blanks, split_at_blanks
 from martlet.engine.request import SamplingParams
 from martlet.errors import ContextLengthError, UsageError
 
+# By passes, and by decode steps as their definition says.
+WAYS = ["passes", "steps"]
 
-@pytest.fixture(scope="module")
-def filler(tiny_cpm2):
-    return martlet.load(tiny_cpm2, device="cpu")
+
+def _load(folder, way):
+    model = martlet.load(folder, device="cuda" if way == "gpu" else "cpu")
+    model._model.generator.uses_steps = way != "passes"
+    return model
+
+
+@pytest.fixture(scope="module", params=[*WAYS, pytest.param("gpu", marks=pytest.mark.gpu)])
+def filler(tiny_cpm2, request):
+    return _load(tiny_cpm2, request.param)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def scripted(tiny_cpm2, request):
+    """Not on a GPU: captured steps read no script."""
+    return _load(tiny_cpm2, request.param)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +106,8 @@ class _Script:
         return logits
 
 
-def test_a_blank_is_closed_by_its_own_sentinel_only_and_never_at_once(filler):
-    special = filler.tokenizer.special
+def test_a_blank_is_closed_by_its_own_sentinel_only_and_never_at_once(scripted):
+    special = scripted.tokenizer.special
     s = special.sentinels
     wanted = [
         [s[1], s[2], special.eos, 500],  # nothing may close an empty blank
@@ -100,30 +115,30 @@ def test_a_blank_is_closed_by_its_own_sentinel_only_and_never_at_once(filler):
         [s[2], 700],
         [s[3], s[1], special.eos],  # the end of the document closes the last one
     ]
-    with _Script(filler, wanted):
-        fill = filler.fill("一__二__三", max_tokens=20, temperature=0)
+    with _Script(scripted, wanted):
+        fill = scripted.fill("一__二__三", max_tokens=20, temperature=0)
     assert [blank.token_ids for blank in fill.blanks] == [(500,), (700,)]
     assert all(blank.closed for blank in fill.blanks)
     assert fill.stats.finish_reason == "eos"
 
 
-def test_a_blank_of_white_space_may_not_close(filler):
-    special = filler.tokenizer.special
-    space = filler.tokenizer.encode("好 好")[1]
-    assert filler.tokenizer.decode([space]) == " "
+def test_a_blank_of_white_space_may_not_close(scripted):
+    special = scripted.tokenizer.special
+    space = scripted.tokenizer.encode("好 好")[1]
+    assert scripted.tokenizer.decode([space]) == " "
     s1 = special.sentinels[1]
-    with _Script(filler, [[space], [s1, 500], [s1]]):
-        fill = filler.fill("一__二", max_tokens=20, temperature=0)
+    with _Script(scripted, [[space], [s1, 500], [s1]]):
+        fill = scripted.fill("一__二", max_tokens=20, temperature=0)
     assert fill.blanks[0].token_ids == (space, 500)
 
 
-def test_a_stop_string_closes_its_blank_and_the_next_is_still_answered(filler):
-    ids = filler.tokenizer.encode("今天")
-    stop_id = filler.tokenizer.encode("。")[0]
-    special = filler.tokenizer.special
+def test_a_stop_string_closes_its_blank_and_the_next_is_still_answered(scripted):
+    ids = scripted.tokenizer.encode("今天")
+    stop_id = scripted.tokenizer.encode("。")[0]
+    special = scripted.tokenizer.special
     wanted = [[ids[0]], [stop_id], [700], [special.sentinels[2]]]
-    with _Script(filler, wanted):
-        fill = filler.fill("一__二__三", max_tokens=20, temperature=0, stop="。")
+    with _Script(scripted, wanted):
+        fill = scripted.fill("一__二__三", max_tokens=20, temperature=0, stop="。")
     assert fill.blanks[0].text == "今天"
     assert fill.blanks[1].token_ids == (700,)
     assert all(blank.closed for blank in fill.blanks)

@@ -12,9 +12,15 @@ from martlet.errors import CapacityError, ContextLengthError, MartletError
 PROMPT = (3, 500, 7000, 12)
 
 
-@pytest.fixture(scope="module")
-def writer(tiny_cpm1):
-    return martlet.load(tiny_cpm1, device="cpu")._model
+# The whole of this file by passes, by decode steps as their definition says, and on a GPU.
+WAYS = ["passes", "steps", pytest.param("gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def writer(tiny_cpm1, request):
+    model = martlet.load(tiny_cpm1, device="cuda" if request.param == "gpu" else "cpu")._model
+    model.generator.uses_steps = request.param != "passes"
+    return model
 
 
 def _request(task_model, prompt=PROMPT, *, eos_ids=(), window=None, cancel=None, **params):
@@ -44,7 +50,7 @@ def test_greedy_tokens_are_those_of_one_pass_over_the_whole_text(writer):
     tokens, _ = _run(writer, _request(writer, temperature=0))
     ids = [event.token_id for event in tokens]
     sequence = writer.generator.start(Context(PROMPT), len(ids), None)
-    logits = sequence.advance([*PROMPT, *ids], last_only=False).clone()
+    logits = sequence.advance([*PROMPT, *ids], last_only=False).cpu().clone()
     logits[:, writer.suppressed()] = -torch.inf
     assert logits[len(PROMPT) - 1 : -1].argmax(dim=1).tolist() == ids
 
@@ -200,5 +206,8 @@ def test_a_cache_that_does_not_fit_is_a_capacity_error(writer, monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(writer.generator.architecture, "new_cache", no_memory)
-    with pytest.raises(CapacityError, match="cache of 16 tokens"):
+    # Steps keep their memory for the next text, so it is as long as the model's positions.
+    num_tokens = 64 if writer.generator.uses_steps else 16
+    writer.generator._kept = None
+    with pytest.raises(CapacityError, match=f"cache of {num_tokens} tokens"):
         next(writer.generator.generate(_request(writer)))

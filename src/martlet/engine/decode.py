@@ -8,25 +8,35 @@ host looks at the tokens when it likes. Copies of streamed weights are part of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from martlet.engine.sampler import Chances
 from martlet.kernels import ops
+from martlet.kernels.sample_state import SETTINGS, SampleState
 from martlet.kernels.step_state import StepState
 from martlet.layers.kv_cache import KVCache
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["DecodeLoop"]
+__all__ = ["Choice", "DecodeLoop"]
+
+Choice = Literal["most_probable", "sampled", "none"]
+"""How a step finds the token that the next one reads; "none": the caller feeds it."""
+
+# Ending tokens that a captured step has room for; no model has as many.
+_USUAL_ENDING_IDS = 8
+_NO_TOKEN = -1
 
 
 class DecodeLoop:
     """The steps of all slots of one cache, which an encoder's output and a prompt have filled.
 
-    Use: ``begin`` with the tokens that come next, ``launch`` steps, ``collect`` what they chose,
-    ``end`` to hand the cache back. The first step runs as it is, the second is captured where the
-    executor allows it, all others are launches of that capture.
+    Use: ``begin`` with the tokens that come next, ``launch`` steps, ``read`` or ``collect`` what
+    they chose, ``end`` to hand the cache back; then again. The first step of a kind runs as it is,
+    the second is captured where the executor allows it, all others are launches of that capture.
     """
 
     def __init__(
@@ -36,58 +46,80 @@ class DecodeLoop:
         self._executor = executor
         self._cache = cache
         self._state = StepState.allocate(cache.step_lengths, max_steps)
+        self._chances: SampleState | None = None
         device = executor.device
         self._suppressed = torch.zeros(architecture.vocab_size, dtype=torch.bool, device=device)
-        self._ending_ids = torch.zeros(0, dtype=torch.int32, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._num_launched = 0
+        self._ending_ids = self._room_for_ending_ids(_USUAL_ENDING_IDS)
+        self.choice: Choice = "most_probable"
+        self._graphs: dict[Choice, torch.cuda.CUDAGraph] = {}
+        self._graph_logits: dict[Choice, Tensor] = {}
+        self._logits = torch.empty(0)
+        self._has_run: set[Choice] = set()
+        self._events: list[torch.cuda.Event] = []
+        self.num_launched = 0
 
     def begin(
         self,
         token_ids: Sequence[int],
         suppressed: Tensor | None = None,
         ending_ids: Sequence[int] = (),
+        choice: Choice = "most_probable",
+        chances: Sequence[Chances] = (),
     ) -> None:
         """Start with these tokens, one a slot; the cache holds everything before them.
+
+        ``chances``, one a slot, is for the choice "sampled"; each has a uniform number for every
+        step that will be launched. A slot stops at the first of ``ending_ids``.
 
         Shapes:
             suppressed: (vocab_size,) bool, tokens that are never chosen
         """
         state = self._state
-        assert len(token_ids) == self._cache.num_slots
-        self._cache.begin_steps()
-        state.token_ids.copy_(torch.tensor(token_ids))
-        for counter in (state.num_output, state.is_done, state.status):
-            counter.zero_()
+        self.choice, self.num_launched = choice, 0
+        self._events.clear()
+        with torch.inference_mode():
+            self._cache.begin_steps()
+            for counter in (state.num_output, state.is_done, state.status):
+                counter.zero_()
+            self._set_ending_ids(sorted(ending_ids))
+            if choice == "sampled":
+                self._set_chances(chances)
+        self.feed(token_ids)
         self.suppress(suppressed)
-        wanted = torch.tensor(sorted(ending_ids), dtype=torch.int32)
-        if wanted.shape != self._ending_ids.shape:
-            self._graph = None  # the number of ending tokens is part of the captured step
-            self._ending_ids = wanted.to(self._executor.device)
-        else:
-            self._ending_ids.copy_(wanted)
+
+    def feed(self, token_ids: Sequence[int]) -> None:
+        """Change which tokens, one a slot, the next step reads."""
+        assert len(token_ids) == self._cache.num_slots
+        with torch.inference_mode():
+            self._state.token_ids.copy_(torch.tensor(token_ids))
 
     def suppress(self, suppressed: Tensor | None) -> None:
         """Change which tokens must not be chosen, from the next step on."""
-        if suppressed is None:
-            self._suppressed.zero_()
-        else:
-            self._suppressed.copy_(suppressed)
+        with torch.inference_mode():
+            if suppressed is None:
+                self._suppressed.zero_()
+            else:
+                self._suppressed.copy_(suppressed)
 
     def launch(self, num_steps: int) -> None:
         """Start so many more steps; returns before they have run."""
-        assert self._num_launched + num_steps <= self._state.output_ids.shape[1]
+        assert self.num_launched + num_steps <= self._state.output_ids.shape[1]
         with torch.inference_mode():
             self._executor.prime()
             for _ in range(num_steps):
-                if self._graph is not None:
-                    self._graph.replay()
-                elif self._num_launched == 0 or not getattr(self._executor, "is_capturable", False):
-                    self._step()
-                else:
-                    self._graph = self._capture()
-                    self._graph.replay()
-                self._num_launched += 1
+                self._launch_one()
+
+    def read(self, number: int, slot: int = 0) -> tuple[int, float]:
+        """The token that a slot chose in step ``number`` since ``begin``, and its log-probability.
+
+        Waits for that step, not for those launched behind it. The slot must not have stopped
+        before; the log-probability tells whether anything could be chosen, see ``ops.sample``.
+        """
+        assert number < self.num_launched
+        if self._events:
+            self._events[number].synchronize()
+        state = self._state
+        return int(state.output_ids[slot, number]), float(state.output_logprobs[slot, number])
 
     def collect(self) -> list[list[int]]:
         """All tokens of each slot that the steps have chosen; waits for the steps."""
@@ -95,31 +127,102 @@ class DecodeLoop:
         rows = self._state.output_ids.tolist()
         return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
-    def end(self) -> None:
-        """Hand the cache back, with everything in it that the steps have read."""
-        self._cache.end_steps(self._state.lengths.tolist())
-        self._num_launched = 0
+    def logits(self) -> Tensor:
+        """The logits of the last step that was launched, for a choice of "none".
+
+        Shapes:
+            return: (num_slots, vocab_size) float32, on the device; the caller's own
+        """
+        assert self.choice == "none", "other steps use that memory again"
+        with torch.inference_mode():
+            return self._logits.clone()
+
+    def end(self, lengths: Sequence[int] | None = None) -> None:
+        """Hand the cache back, with everything in it that the steps have read.
+
+        ``lengths``, one a slot, keeps only so many tokens, where steps ran ahead of their reader;
+        they may still run.
+        """
+        self._cache.end_steps(self._state.lengths.tolist() if lengths is None else lengths)
+        self.num_launched = 0
+
+    def __del__(self) -> None:
+        # Steps that still run write into page-locked memory, which would be somebody else's.
+        if getattr(self, "_events", None):
+            self._events[-1].synchronize()
+
+    def _launch_one(self) -> None:
+        choice = self.choice
+        graph = self._graphs.get(choice)
+        is_capturable = self._executor.is_capturable
+        if graph is None and is_capturable and choice in self._has_run:
+            graph = self._graphs[choice] = self._capture()
+        if graph is None:
+            self._step()
+            self._has_run.add(choice)
+        else:
+            self._logits = self._graph_logits[choice]
+            graph.replay()
+        if self._executor.device.type == "cuda":
+            self._events.append(torch.cuda.current_stream(self._executor.device).record_event())
+        self.num_launched += 1
 
     def _step(self) -> None:
         executor, architecture, state = self._executor, self._architecture, self._state
+        # Attention looks at lengths and keys ahead of its turn: the step before must have ended.
+        ops.break_launch_chain()
         fixed = executor.fixed()
         rows = state.token_ids[:, None]  # (num_slots, 1)
         hidden, shared = architecture.embed(fixed, "decoder", rows, self._cache)
         for index, weights in executor.blocks("decode"):
             hidden = architecture.block("decoder", index, weights, hidden, shared, self._cache)
         logits = architecture.head(fixed, "decoder", hidden)[:, 0]
-        ops.most_probable(logits, self._suppressed, state)
+        if self.choice == "most_probable":
+            ops.most_probable(logits, self._suppressed, state)
+        elif self.choice == "sampled":
+            assert self._chances is not None
+            ops.sample(logits, self._suppressed, self._chances, state)
         ops.finish_step(state, self._ending_ids)
+        self._logits = logits
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self._executor.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._executor.device))
         with torch.cuda.stream(stream):
-            graph.capture_begin()
+            # Other threads may go on using the device.
+            graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self._step()
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(self._executor.device).wait_stream(stream)
+        self._graph_logits[self.choice] = self._logits
         return graph
+
+    def _set_ending_ids(self, ending_ids: Sequence[int]) -> None:
+        if len(ending_ids) > self._ending_ids.shape[0]:
+            self._graphs.clear()  # how many there are is part of a captured step
+            self._ending_ids = self._room_for_ending_ids(len(ending_ids))
+        room = [_NO_TOKEN] * (self._ending_ids.shape[0] - len(ending_ids))
+        self._ending_ids.copy_(torch.tensor([*ending_ids, *room], dtype=torch.int32))
+
+    def _room_for_ending_ids(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self._executor.device)
+
+    def _set_chances(self, chances: Sequence[Chances]) -> None:
+        num_slots, max_steps = self._state.output_ids.shape
+        assert len(chances) == num_slots
+        if self._chances is None:
+            self._chances = SampleState.allocate(
+                num_slots, self._architecture.vocab_size, max_steps, self._executor.device
+            )
+        state = self._chances
+        settings = [[float(getattr(each.params, name)) for name in SETTINGS] for each in chances]
+        state.settings.copy_(torch.tensor(settings, dtype=torch.float64))
+        state.num_drawn.zero_()
+        for slot, each in enumerate(chances):
+            state.output_counts[slot].copy_(each.output_counts)
+            state.seen[slot].copy_(each.seen)
+            num_uniforms = min(len(each.uniforms), max_steps)
+            state.uniforms[slot, :num_uniforms].copy_(each.uniforms[:num_uniforms])

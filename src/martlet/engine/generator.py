@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
-from martlet.engine.request import Context, Finished, FinishReason, Request, Stats, TokenEvent
+from martlet.engine.device_steps import DeviceSteps
+from martlet.engine.request import (
+    Context,
+    Finished,
+    FinishReason,
+    Request,
+    Stats,
+    Suppress,
+    TokenEvent,
+)
 from martlet.engine.sampler import Sampler
 from martlet.engine.sequence import RunningSequence
+from martlet.engine.sequence_memory import SequenceMemory
 from martlet.engine.stop import StopStrings
 from martlet.errors import ContextLengthError
 from martlet.memory.executor import Executor
@@ -17,9 +28,19 @@ from martlet.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Generator"]
 
+# Steps that are launched before the token before them has been looked at: enough to keep a fast
+# card busy, and where weights are streamed a single one, for the link must not wait but every step
+# past the end of a text is long.
+_STEPS_AHEAD = 4
+_STREAMED_STEPS_AHEAD = 1
+
 
 class Generator:
-    """Runs requests on one model. The same request with the same seed gives the same tokens."""
+    """Runs requests on one model. The same request with the same seed gives the same tokens.
+
+    ``uses_steps`` tells whether single tokens are decode steps on the device, as on a GPU. Then
+    the memory of one sequence, with its captured steps, is kept for the next.
+    """
 
     def __init__(
         self, architecture: Architecture, executor: Executor, tokenizer: Tokenizer
@@ -27,6 +48,9 @@ class Generator:
         self.architecture = architecture
         self.executor = executor
         self.tokenizer = tokenizer
+        self.uses_steps = executor.device.type == "cuda"
+        self._lock = threading.Lock()
+        self._kept: SequenceMemory | None = None
 
     def generate(self, request: Request) -> Iterator[TokenEvent | Finished]:
         """The tokens of a request as they come, then one ``Finished``.
@@ -60,12 +84,37 @@ class Generator:
                 "use a shorter text"
             )
         capacity_tokens = min([num_tokens + room_tokens, *limits])
+        encoder_tokens = len(context.encoder_ids or ())
         sequence = RunningSequence(
-            self.architecture, self.executor, capacity_tokens, len(context.encoder_ids or ())
+            self.architecture,
+            self.executor,
+            capacity_tokens,
+            encoder_tokens,
+            self._memory(capacity_tokens, encoder_tokens) if self.uses_steps else None,
+            self.uses_steps,
         )
         if context.encoder_ids is not None:
             sequence.encode(context.encoder_ids)
         return sequence
+
+    def finish(self, sequence: RunningSequence) -> None:
+        """Keep the memory of a sequence, which must not be used any more, for the next one."""
+        sequence.end_steps()
+        if self.uses_steps:
+            with self._lock:
+                self._kept = sequence.memory
+
+    def _memory(self, capacity_tokens: int, encoder_tokens: int) -> SequenceMemory:
+        """What was kept, if it suits; else new memory, for which the other is freed."""
+        with self._lock:
+            memory, self._kept = self._kept, None
+        if memory is not None and memory.suits(capacity_tokens, encoder_tokens):
+            memory.cache.reset()
+            return memory
+        del memory
+        return SequenceMemory(
+            self.architecture, self.executor, capacity_tokens, encoder_tokens, is_lasting=True
+        )
 
 
 class _Run:
@@ -84,15 +133,19 @@ class _Run:
         self._step_seconds: list[float] = [0.0, 0.0]  # first token, all others
         self._reason: FinishReason | None = None
         self._sequence: RunningSequence | None = None
+        self._steps: DeviceSteps | None = None
 
     def events(self) -> Iterator[TokenEvent | Finished]:
         """See ``Generator.generate``."""
-        while self._reason is None:
-            start = time.perf_counter()
-            event = self._step()
-            self._step_seconds[len(self._output_ids) > 1] += time.perf_counter() - start
-            if event is not None:
-                yield event
+        try:
+            while self._reason is None:
+                start = time.perf_counter()
+                event = self._step()
+                self._step_seconds[len(self._output_ids) > 1] += time.perf_counter() - start
+                if event is not None:
+                    yield event
+        finally:
+            self._finish_sequence()
         yield Finished(self._tail(), self._stats(self._reason))
 
     def _step(self) -> TokenEvent | None:
@@ -128,9 +181,13 @@ class _Run:
         sequence = self._sequence_with_room()
         if sequence is None:
             return None, None
-        logits = sequence.advance(self._pending)
-        self._pending.clear()
-        sample = self._sampler.sample(logits[-1], constraint.suppressed())
+        pending, self._pending = self._pending, []
+        if self._steps is not None and sequence.num_tokens and len(pending) == 1:
+            most_tokens = self._request.params.max_tokens - len(self._output_ids)
+            sample = self._steps.next(pending[0], constraint.suppressed(), most_tokens)
+        else:
+            logits = sequence.advance(pending)
+            sample = self._sampler.sample(logits[-1], constraint.suppressed())
         return sample.token_id, sample.logprob
 
     def _sequence_with_room(self) -> RunningSequence | None:
@@ -146,10 +203,25 @@ class _Run:
             self._pending.clear()
         limit_tokens = None if request.window is None else request.window.limit_tokens
         room_tokens = request.params.max_tokens - len(self._output_ids)
-        self._sequence = None  # free the full cache before the next one is made
-        self._sequence = self._generator.start(context, room_tokens, limit_tokens)
+        self._finish_sequence()  # the full cache goes before the next one is made
+        sequence = self._generator.start(context, room_tokens, limit_tokens)
+        self._sequence = sequence
+        if self._generator.uses_steps:
+            self._steps = DeviceSteps(sequence, self._sampler, request.eos_ids, self._num_ahead())
         self._pending[:0] = context.decoder_ids
-        return self._sequence
+        return sequence
+
+    def _num_ahead(self) -> int:
+        # A constraint that looks at the tokens before it decides must see each of them in time.
+        if not isinstance(self._request.constraint, Suppress):
+            return 0
+        streamed_bytes = self._generator.executor.plan.streamed_bytes("decode")
+        return _STREAMED_STEPS_AHEAD if streamed_bytes else _STEPS_AHEAD
+
+    def _finish_sequence(self) -> None:
+        sequence, self._sequence, self._steps = self._sequence, None, None
+        if sequence is not None:
+            self._generator.finish(sequence)
 
     def _tail(self) -> str:
         """Text held back by the detokenizer and by stop strings that did not come true."""

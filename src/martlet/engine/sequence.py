@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from martlet.device.threads import cpu_threads
+from martlet.engine.decode import DecodeLoop
+from martlet.engine.sequence_memory import NEXT_STEP, SequenceMemory
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
 from martlet.memory.plan import Phase
@@ -18,13 +20,15 @@ __all__ = ["RunningSequence"]
 
 # A pass over so few tokens is bound by reading the weights, as a single decode step is.
 _DECODE_TOKENS = 8
-_NEXT_STEP = "use a shorter text, fewer tokens, or a machine with more memory"
 
 
 class RunningSequence:
     """The state of one sequence, with room for ``capacity_tokens`` tokens in the decoder.
 
     ``encoder_tokens`` is how many tokens its encoder will read, 0 for a decoder-only model.
+    ``memory`` is what it runs in, with at least that room and an empty cache; None makes some that
+    just fits. With ``uses_steps``, by default on a GPU, single tokens after the first pass are
+    decode steps that were captured once.
 
     Raises:
         CapacityError: the cache does not fit into memory.
@@ -36,27 +40,33 @@ class RunningSequence:
         executor: Executor,
         capacity_tokens: int,
         encoder_tokens: int = 0,
+        memory: SequenceMemory | None = None,
+        uses_steps: bool | None = None,
     ) -> None:
         self._architecture = architecture
         self._executor = executor
         self.capacity_tokens = capacity_tokens
         self.num_tokens = 0
-        like = torch.empty(0, dtype=executor.dtype, device=executor.device)
-        with (
-            report_out_of_memory(f"making a cache of {capacity_tokens:,} tokens", _NEXT_STEP),
-            torch.inference_mode(),
-        ):
-            self._cache = architecture.new_cache(1, capacity_tokens, like, encoder_tokens)
+        self.uses_steps = executor.device.type == "cuda" if uses_steps is None else uses_steps
+        self.memory = memory or SequenceMemory(
+            architecture, executor, capacity_tokens, encoder_tokens
+        )
+        self._cache = self.memory.cache
 
     @property
     def free_tokens(self) -> int:
         """Tokens that the cache can still take."""
         return self.capacity_tokens - self.num_tokens
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether decode steps go on with it for now."""
+        return self._cache.is_stepping
+
     def encode(self, token_ids: Sequence[int]) -> None:
         """Run the encoder once; the decoder passes of this sequence attend to the result."""
         with (
-            report_out_of_memory(f"encoding {len(token_ids):,} tokens", _NEXT_STEP),
+            report_out_of_memory(f"encoding {len(token_ids):,} tokens", NEXT_STEP),
             self._threads(token_ids),
             torch.inference_mode(),
         ):
@@ -72,8 +82,11 @@ class RunningSequence:
             return: (num_tokens or 1, vocab_size) float32
         """
         assert 0 < len(token_ids) <= self.free_tokens, "the cache was made too small"
+        if self.uses_steps and self.num_tokens and len(token_ids) == 1:
+            return self._step(token_ids)
+        self.end_steps()
         with (
-            report_out_of_memory(f"reading {len(token_ids):,} tokens", _NEXT_STEP),
+            report_out_of_memory(f"reading {len(token_ids):,} tokens", NEXT_STEP),
             self._threads(token_ids),
             torch.inference_mode(),
         ):
@@ -82,6 +95,33 @@ class RunningSequence:
             if last_only:
                 hidden = hidden[:, -1:]
             return self._architecture.head(self._executor.fixed(), "decoder", hidden)[0]
+
+    def begin_steps(self) -> DecodeLoop:
+        """The steps that go on with this sequence, ready for their ``begin``.
+
+        Whoever runs them counts in ``num_tokens`` what they have read and was wanted; the next
+        pass, or ``end_steps``, forgets all beyond.
+        """
+        assert self.num_tokens, "the first pass is no step"
+        self.end_steps()
+        return self.memory.loop
+
+    def end_steps(self) -> None:
+        """Go on without steps."""
+        if self._cache.is_stepping:
+            self.memory.loop.end([self.num_tokens])
+
+    def _step(self, token_ids: Sequence[int]) -> Tensor:
+        """One token by a decode step: the logits after it, (1, vocab_size)."""
+        with report_out_of_memory("reading a token", NEXT_STEP), self._threads(token_ids):
+            loop = self.memory.loop
+            if self._cache.is_stepping and loop.choice == "none":
+                loop.feed(token_ids)
+            else:
+                self.begin_steps().begin(token_ids, choice="none")
+            loop.launch(1)
+            self.num_tokens += 1
+            return loop.logits()
 
     def _run_stack(self, stack: Stack, token_ids: Sequence[int]) -> Tensor:
         cache = self._cache if stack == "decoder" else None
