@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import transformers
 
-from martlet.bench.gpu_memory import GpuMemoryWatch, nvml_reader
+from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.bench.limits import step_weight_bytes
 from martlet.bench.measure_shape import PROTOCOLS, default_protocol, workload_of
 from martlet.bench.passes import Workload

@@ -11,18 +11,17 @@ from martlet.bench.passes import Workload
 from martlet.bench.random_source import RandomSource
 from martlet.bench.shapes import Shape
 from martlet.device.probe import Gpu, probe_gpus, probe_ram
+from martlet.engine.demand import Lengths, estimate_demand
 from martlet.engine.machine import measured_bandwidth, probe_gpu_state
 from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
-from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
+from martlet.memory.plan import BlockSize, Budget, Work, make_plan
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
 
 __all__ = ["Setting", "open_shape"]
-
-_WORKSPACE_FLOOR_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ def _open_on(
             )
             for spec in specs
         ]
-    demand, gpu_bytes = _demand(architecture, workload, dtype), 0
+    lengths, gpu_bytes = _lengths(architecture, workload), 0
+    demand = estimate_demand(architecture, lengths, dtype, gpu.compute_capability if gpu else None)
     if gpu:
         state = probe_gpu_state(torch.device("cuda", gpu.index))
         demand = replace(demand, context_bytes=state.context_bytes)
@@ -116,23 +116,14 @@ def _open_on(
     return ResidentExecutor(plan, source, torch.device("cpu"), dtype)
 
 
-def _demand(architecture: Architecture, workload: Workload, dtype: torch.dtype) -> Demand:
-    """The cache, and an upper estimate of the activations of the longest pass."""
+def _lengths(architecture: Architecture, workload: Workload) -> Lengths:
     has_encoder = architecture.has_encoder
-    cache_bytes = architecture.cache_bytes(
+    return Lengths(
         workload.batch,
+        workload.prompt_tokens,
         workload.decoder_tokens(has_encoder),
         workload.prompt_tokens if has_encoder else 0,
-        dtype,
     )
-    tensors = [tensor for spec in architecture.block_specs() for tensor in spec.tensors]
-    widest = max(tensor.shape[0] for tensor in tensors if tensor.kind == "linear")
-    hidden_size = next(t.shape[1] for t in tensors if t.kind == "embedding")
-    rows = workload.batch * workload.prompt_tokens
-    # Scores of all heads (64 wide in most models) twice, the widest layer in and out with a copy.
-    scores_bytes = 2 * 4 * rows * workload.prompt_tokens * max(1, hidden_size // 64)
-    activation_bytes = 4 * dtype.itemsize * rows * (hidden_size + widest)
-    return Demand(cache_bytes, scores_bytes + activation_bytes + _WORKSPACE_FLOOR_BYTES)
 
 
 def _check_length(architecture: Architecture, workload: Workload) -> None:

@@ -12,6 +12,7 @@ import torch
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_gpus, probe_ram
 from martlet.device.size import parse_bytes
+from martlet.engine.demand import Lengths, estimate_demand
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
 from martlet.engine.machine import (
@@ -54,7 +55,6 @@ _USUAL_TOKENS = 512
 # this many is asked for when a text is that long.
 _MOST_PLANNED_TOKENS = 2048
 _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
-_WORKSPACE_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class ModelFolder:
             CapacityError: the model does not fit.
         """
         dtype = _compute_dtype(self.store.family, gpu)
-        state = GpuState(ASSUMED_CONTEXT_BYTES, gpu.free_bytes)
+        state = GpuState(ASSUMED_CONTEXT_BYTES, gpu.free_bytes, gpu.compute_capability)
         planned = self._plan_gpu(torch.device("cuda"), dtype, state, options)
         assert planned.parts is not None
         return planned.plan.predicted(self._work(planned.parts, dtype), bandwidth)
@@ -225,7 +225,7 @@ class ModelFolder:
             ]
             budget = Budget(gpu_bytes=0, ram_bytes=ram_bytes)
             plan = make_plan(
-                sizes, device, budget, self._demand(dtype), threads, options.num_threads
+                sizes, device, budget, self._demand(dtype, None), threads, options.num_threads
             )
             return PlannedLoad(plan, torch.device("cpu"), dtype)
         target = torch.device("cuda", gpu.index)
@@ -244,7 +244,7 @@ class ModelFolder:
             [BlockSize(part.name, part.nbytes) for part in parts.values()],
             "cuda",
             Budget(_capped(state.available_bytes, options.gpu_memory), ram_bytes),
-            replace(self._demand(dtype), context_bytes=state.context_bytes),
+            replace(self._demand(dtype, state.capability), context_bytes=state.context_bytes),
             options.num_threads or torch.get_num_threads(),
             options.num_threads,
         )
@@ -264,24 +264,14 @@ class ModelFolder:
             _loaded_nbytes(weights[tensor.name], tensor, quantize, dtype) for tensor in spec.tensors
         )
 
-    def _demand(self, dtype: torch.dtype) -> Demand:
-        """Cache for one sequence of planned length, and an upper estimate of the activations."""
+    def _demand(self, dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
+        """Cache for one sequence of planned length, and the activations of its longest pass."""
         has_encoder = self.architecture.has_encoder
         input_tokens = (self.max_input_tokens or _USUAL_TOKENS) if has_encoder else 0
         decoder_tokens = min(self.architecture.max_positions or _USUAL_TOKENS, _MOST_PLANNED_TOKENS)
         longest = max(input_tokens, decoder_tokens)
-        widest = max(
-            t.shape[0] for s in self.specs().values() for t in s.tensors if t.kind == "linear"
-        )
-        hidden_size = next(t.shape[1] for t in self.specs()["fixed"].tensors if len(t.shape) == 2)
-        # Scores of all heads (64 wide in every published model) twice, and the widest layer's
-        # input and output with a copy.
-        scores_bytes = 2 * 4 * longest * longest * max(1, hidden_size // 64)
-        activation_bytes = 4 * dtype.itemsize * longest * (hidden_size + widest)
-        return Demand(
-            self.architecture.cache_bytes(1, decoder_tokens, input_tokens, dtype),
-            scores_bytes + activation_bytes + _WORKSPACE_FLOOR_BYTES,
-        )
+        lengths = Lengths(1, longest, decoder_tokens, input_tokens)
+        return estimate_demand(self.architecture, lengths, dtype, capability)
 
     def _work(self, parts: Mapping[str, PartLayout], dtype: torch.dtype) -> Work:
         """A text of usual length; an encoder reads it, and the decoder begins with one token."""

@@ -40,6 +40,7 @@ class GpuState:
 
     context_bytes: int
     available_bytes: int
+    capability: tuple[int, int]
 
 
 @functools.cache
@@ -57,7 +58,9 @@ def probe_gpu_state(device: torch.device) -> GpuState:
         # The driver does not tell programs apart: all that is used may be ours.
         process_bytes = total_bytes - free_bytes
     return GpuState(
-        max(0, process_bytes - tensors_bytes) + _LATER_BYTES, free_bytes + process_bytes
+        max(0, process_bytes - tensors_bytes) + _LATER_BYTES,
+        free_bytes + process_bytes,
+        torch.cuda.get_device_capability(device),
     )
 
 
