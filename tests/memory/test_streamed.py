@@ -16,8 +16,8 @@ from martlet.device.host import HostBuffer
 from martlet.engine.parts import lay_out_parts
 from martlet.errors import CapacityError
 from martlet.memory.layout import view_part
-from martlet.memory.plan import BlockSize, Budget, make_plan
-from martlet.memory.streamed import StreamedExecutor
+from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
+from martlet.memory.streamed import StreamedExecutor, load_streamed
 from martlet.models.config import load_architecture
 from martlet.quantization.scheme import TiledTensor
 
@@ -66,6 +66,19 @@ class NamedBytes:
         out.copy_(part_bytes(layout))
 
 
+class ShortOfMemory(NamedBytes):
+    """Runs out of the GPU's memory while the first so many executors are filled."""
+
+    def __init__(self, num_failures):
+        self.num_failures = num_failures
+
+    def fill(self, layout, out):
+        if self.num_failures and layout.name == "decoder.2":
+            self.num_failures -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().fill(layout, out)
+
+
 @functools.cache
 def part_bytes(layout):
     random = torch.Generator().manual_seed(zlib.crc32(layout.name.encode()))
@@ -106,6 +119,21 @@ def of_every_plan(test):
 def smallest(model):
     """The plan that keeps the least in the GPU's memory."""
     return list(plans_of(model).values())[-1]
+
+
+def resident(model):
+    """A plan that keeps all weights, where a tenth less of the memory does not hold them all."""
+    parts = parts_of(model).values()
+    demand = Demand(workspace_bytes=4 * sum(part.nbytes for part in parts))
+    budget = Budget(demand.total_bytes + sum(part.nbytes for part in parts), 1 << 40)
+    return make_plan([BlockSize(part.name, part.nbytes) for part in parts], "cuda", budget, demand)
+
+
+@pytest.fixture
+def own_limit():
+    """What a test does to torch's allocator ends with it."""
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def executor_for(model, plan):
@@ -268,3 +296,33 @@ def test_memory_that_cannot_be_locked_is_streamed_too_and_said_once(
     assert f"{refused} parts of the weights could not be page-locked" in record.getMessage()
     assert_all_passes_are_right(executor, model)
     assert_all_passes_are_right(executor, model, _LAG_CYCLES)
+
+
+def test_a_tenth_less_of_the_memory_means_streaming():
+    for model in CONFIGS:
+        plan = resident(model)
+        assert plan.num_slots == 0
+        less = replace(plan.budget, gpu_bytes=plan.budget.gpu_bytes * 9 // 10)
+        blocks = [BlockSize(part.name, part.nbytes) for part in parts_of(model).values()]
+        assert make_plan(blocks, "cuda", less, plan.demand).num_slots == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", CONFIGS)
+def test_where_memory_is_short_of_the_plan_more_is_streamed(model, own_limit, caplog):
+    plan, source = resident(model), ShortOfMemory(1)
+    with caplog.at_level(logging.WARNING):
+        executor = load_streamed(plan, parts_of(model), source, CUDA, torch.float16)
+    assert executor.plan.num_slots == 2
+    assert executor.plan.budget.gpu_bytes < plan.budget.gpu_bytes
+    (record,) = caplog.records
+    assert "trying again with" in record.getMessage()
+    for phase in ("prefill", "decode"):
+        assert_same(handed_out(executor, phase), wanted(model, phase), phase)
+
+
+@pytest.mark.gpu
+def test_where_memory_stays_short_loading_ends_with_an_error(own_limit):
+    plan = replace(resident("t5"), budget=AMPLE)
+    with pytest.raises(CapacityError, match="out of memory while loading weights"):
+        load_streamed(plan, parts_of("t5"), ShortOfMemory(100), CUDA, torch.float16)
