@@ -81,11 +81,18 @@ def test_a_locked_buffer_keeps_its_bytes_and_is_registered_until_it_goes():
 
 @pytest.mark.gpu
 def test_locking_again_changes_nothing():
-    buffer = locked_buffer(4096)
+    buffer = locked_buffer(1 << 20)
+    data = buffer.data
     assert buffer.lock()
     del buffer
-    # Registered twice and unregistered once, the memory could not be registered again.
-    locked_buffer(4096)
+    assert not data.is_pinned()  # registered once, so unregistered once is enough
+
+
+@pytest.mark.gpu
+def test_small_buffers_that_share_a_page_are_locked_too():
+    buffers = [locked_buffer(300, seed=number) for number in range(8)]
+    for number, buffer in enumerate(buffers):
+        assert torch.equal(buffer.data.cuda(), bytes_of(300, seed=number).cuda())
 
 
 @pytest.mark.gpu
