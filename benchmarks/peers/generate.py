@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import transformers
 
-from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.bench.limits import step_weight_bytes
 from martlet.bench.measure_shape import PROTOCOLS, default_protocol, workload_of
 from martlet.bench.passes import Workload
 from martlet.bench.record import Record, checkout_commit
 from martlet.bench.shapes import Shape, find_shape
+from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import probe_cpu
 from martlet.device.size import parse_bytes
 from martlet.models.config import load_architecture

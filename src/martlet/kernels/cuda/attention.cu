@@ -15,16 +15,13 @@
 #define GROUP 1
 #endif
 
-#ifndef WARPS
 #define WARPS 8
-#endif
 #define THREADS (WARPS * 32)
 #define VECTORS ((HEAD_DIM + 7) / 8)  // of 8 elements in a head
 #define LANES (VECTORS <= 4 ? 4 : VECTORS <= 8 ? 8 : VECTORS <= 16 ? 16 : 32)  // for one key
 #define KEYS (32 / LANES)                                                     // a warp at a time
 // Keys of a lane that are in flight together: as many as its registers hold.
-#ifdef AHEAD
-#elif __CUDA_ARCH__ < 700
+#if __CUDA_ARCH__ < 700
 #define AHEAD (GROUP > 1 ? 1 : 4)
 #elif ACTIVATION_TYPE == 2 || __CUDA_ARCH__ < 800
 #define AHEAD (GROUP > 1 ? 2 : 4)
@@ -279,11 +276,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
         const int g = i / HEAD_DIM, d = i % HEAD_DIM;
         float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+#pragma unroll
         for (int w = 0; w < WARPS; w++)
             largest = fmaxf(largest, gathered[(w * GROUP + g) * (HEAD_DIM + 2) + HEAD_DIM]);
-        for (int w = 0; w < WARPS && largest > -INFINITY; w++) {
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
             const float* of_warp = gathered + (w * GROUP + g) * (HEAD_DIM + 2);
-            const float factor = expf(of_warp[HEAD_DIM] - largest);
+            const float factor = largest > -INFINITY ? expf(of_warp[HEAD_DIM] - largest) : 0.0f;
             sum += factor * of_warp[HEAD_DIM + 1];
             value += factor * of_warp[d];
         }

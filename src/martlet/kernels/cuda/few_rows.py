@@ -22,9 +22,9 @@ __all__ = [
     "ACTIVATION_TYPES",
     "MAX_ROWS",
     "Epilogue",
+    "LinearVariant",
     "gated_linear",
     "linear",
-    "linear_defines",
     "uses_matrix_units",
 ]
 
@@ -104,24 +104,33 @@ def uses_matrix_units(capability: tuple[int, int], is_forced_off: bool = False) 
     return capability >= (7, 5) and not is_forced_off
 
 
-def linear_defines(
-    dtype: torch.dtype,
-    is_gated: bool,
-    has_matrix_units: bool,
-    shape: tuple[int, int, int],
-    is_ragged: bool,
-) -> dict[str, int]:
-    """The compile-time choices of linear.cu; ``shape`` is (warps, stages, rows)."""
-    warps, stages, max_rows = shape
-    return {
-        "ACTIVATION_TYPE": ACTIVATION_TYPES[dtype],
-        "GATED": int(is_gated),
-        "MATRIX_UNITS": int(has_matrix_units),
-        "WARPS": warps,
-        "STAGES": stages,
-        "MAX_ROWS": max_rows,
-        "RAGGED": int(is_ragged),
-    }
+@dataclass(frozen=True)
+class LinearVariant:
+    """The compile-time choices of linear.cu; one row is compiled in, more are not."""
+
+    dtype: torch.dtype
+    is_gated: bool
+    has_matrix_units: bool
+    norm: int
+    activation: int
+    shape: _Shape
+
+    def defines(self) -> dict[str, int]:
+        """The definitions to compile with."""
+        shape = self.shape
+        one_row = {"ROWS": 1} if shape.rows == 1 else {}
+        return {
+            "ACTIVATION_TYPE": ACTIVATION_TYPES[self.dtype],
+            "GATED": int(self.is_gated),
+            "MATRIX_UNITS": int(self.has_matrix_units),
+            "WARPS": shape.warps,
+            "STAGES": shape.stages,
+            "MAX_ROWS": shape.max_rows,
+            "RAGGED": int(shape.is_ragged),
+            "NORM": self.norm,
+            "ACTIVATION": self.activation,
+            **one_row,
+        }
 
 
 # The switch for the int8 path of cards without matrix units, so that any card can test it.
@@ -181,7 +190,10 @@ def _launch(
         arguments.segment[0].num_tiles if is_gated else sum(s.num_tiles for s in arguments.segment)
     )
     grid = min(tiles, limits.num_multiprocessors * shape.blocks_per_multiprocessor)
-    kernel = _kernel(x.device, x.dtype, is_gated, has_matrix_units, shape)
+    variant = LinearVariant(
+        x.dtype, is_gated, has_matrix_units, arguments.norm, arguments.activation, shape
+    )
+    kernel = _kernel(x.device, variant)
     row_bytes, y_bytes = in_features * x.element_size(), out_features * y.element_size()
     # Shared memory bounds the rows of one launch; the weights are then read once for each.
     for first in range(0, rows, shape.rows):
@@ -284,9 +296,5 @@ def _fit(
 
 
 @functools.lru_cache(maxsize=512)
-def _kernel(
-    device: torch.device, dtype: torch.dtype, is_gated: bool, has_matrix_units: bool, shape: _Shape
-) -> Kernel:
-    sizes = (shape.warps, shape.stages, shape.max_rows)
-    defines = linear_defines(dtype, is_gated, has_matrix_units, sizes, shape.is_ragged)
-    return load_kernels("linear", defines, device)["linear"]
+def _kernel(device: torch.device, variant: LinearVariant) -> Kernel:
+    return load_kernels("linear", variant.defines(), device)["linear"]

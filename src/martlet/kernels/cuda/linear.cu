@@ -44,7 +44,7 @@
 #define COLUMN_TILES (MAX_ROWS / 8)
 
 enum Normalisation { NO_NORM = 0, RMS_NORM = 1, LAYER_NORM = 2 };
-enum Activation { IDENTITY = 0, GELU_TANH = 1, GELU = 2, RELU = 3, SILU = 4 };
+enum ActivationKind { IDENTITY = 0, GELU_TANH = 1, GELU = 2, RELU = 3, SILU = 4 };
 
 struct Segment {
     const u8* tiles;
@@ -71,6 +71,31 @@ struct Arguments {
     int is_y_float;
     float eps;
 };
+
+// What the host knows of a launch may be compiled in: less code is sooner there.
+__device__ __forceinline__ int rows_of(const Arguments& a) {
+#ifdef ROWS
+    return ROWS;
+#else
+    return a.rows;
+#endif
+}
+
+__device__ __forceinline__ int norm_of(const Arguments& a) {
+#ifdef NORM
+    return NORM;
+#else
+    return a.norm;
+#endif
+}
+
+__device__ __forceinline__ int activation_of(const Arguments& a) {
+#ifdef ACTIVATION
+    return ACTIVATION;
+#else
+    return a.activation;
+#endif
+}
 
 __device__ __forceinline__ float activate(float x, int activation) {
     switch (activation) {
@@ -134,10 +159,10 @@ __device__ __forceinline__ void load_or_zero(const act_t* from, int at, int end,
 __device__ __forceinline__ void statistics(const Arguments& a, const act_t* row, Team& team,
                                            float& mean, float& rstd) {
     mean = 0.0f, rstd = 1.0f;
-    if (a.norm == NO_NORM) return;
+    if (norm_of(a) == NO_NORM) return;
     const int step = team.size() * 8;
     float v[8];
-    if (a.norm == LAYER_NORM) {
+    if (norm_of(a) == LAYER_NORM) {
         float sum = 0.0f;
         for (int at = team.rank() * 8; at < a.in_features; at += step) {
             load8(row + at, v);
@@ -161,14 +186,14 @@ __device__ __forceinline__ void statistics(const Arguments& a, const act_t* row,
 __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row, int at, float mean,
                                            float rstd, float (&v)[8]) {
     load_or_zero(row, at, a.in_features, v);
-    if (a.norm == NO_NORM || at >= a.in_features) return;
+    if (norm_of(a) == NO_NORM || at >= a.in_features) return;
     float weight[8], bias[8];
     load8(a.norm_weight + at, weight);
-    if (a.norm == LAYER_NORM) load8(a.norm_bias + at, bias);
+    if (norm_of(a) == LAYER_NORM) load8(a.norm_bias + at, bias);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         v[i] = (v[i] - mean) * rstd * weight[i];
-        if (a.norm == LAYER_NORM) v[i] += bias[i];
+        if (norm_of(a) == LAYER_NORM) v[i] += bias[i];
     }
 }
 
@@ -214,9 +239,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, 
 // the order (q, e = 0 2 1 3); zeros up to a whole step of the block. Also OFFSET times their sums.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
                              float* row_offset, float* scratch) {
-    Team team(a.rows, scratch);
-    for (int first = 0; first < a.rows; first += team.count()) {
-        const int r = min(first + team.index(), a.rows - 1);  // some do the last row once more
+    Team team(rows_of(a), scratch);
+    for (int first = 0; first < rows_of(a); first += team.count()) {
+        const int r = min(first + team.index(), rows_of(a) - 1);  // some do the last row once more
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
         statistics(a, row, team, mean, rstd);
@@ -253,7 +278,7 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
                 const int even = 4 * (i >> 1) + (i & 1);
                 pair[i] = half[even] | (half[even + 2] << 16);
             }
-            u8* place = staged + ((chunk * a.rows + r) * 4 + c) * 16 + q * 8;
+            u8* place = staged + ((chunk * rows_of(a) + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);
             *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
         }
@@ -325,10 +350,10 @@ struct Inputs {
 // The inputs as int8: [chunk][row] of 32 bytes in the order (c, q, e); scales behind them.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
                              float* row_offset, float* scratch) {
-    float* scales = (float*)(staged + chunks * a.rows * 32);
-    Team team(a.rows, scratch);
-    for (int first = 0; first < a.rows; first += team.count()) {
-        const int r = min(first + team.index(), a.rows - 1);  // some do the last row once more
+    float* scales = (float*)(staged + chunks * rows_of(a) * 32);
+    Team team(rows_of(a), scratch);
+    for (int first = 0; first < rows_of(a); first += team.count()) {
+        const int r = min(first + team.index(), rows_of(a) - 1);  // some do the last row once more
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
         statistics(a, row, team, mean, rstd);
@@ -349,10 +374,10 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
             for (int i = 0; i < 8; i++)
                 word[i >> 2] |= ((u32)__float2int_rn(v[i] * inverse) & 255u) << (8 * (i & 3));
             const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
-            u8* place = staged + (chunk * a.rows + r) * 32 + c * 8 + q * 4;
+            u8* place = staged + (chunk * rows_of(a) + r) * 32 + c * 8 + q * 4;
             *(u32*)place = word[0];
             *(u32*)(place + 8) = word[1];
-            if ((at & 31) == 0) scales[chunk * a.rows + r] = largest / 127.0f;
+            if ((at & 31) == 0) scales[chunk * rows_of(a) + r] = largest / 127.0f;
         }
     }
 }
@@ -557,7 +582,7 @@ __device__ __forceinline__ void touch_tile(const Arguments& a, const Walk& walk)
     if (lane == 0) touch(segment.scale + first);
     if (GATED && lane == 1) touch(a.segment[1].scale + first);
     if (lane == 2 && segment.bias) touch(segment.bias + first);
-    if (lane >= 16 && lane - 16 < a.rows && a.residual) {
+    if (lane >= 16 && lane - 16 < rows_of(a) && a.residual) {
         int before = 0;
         for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
         touch(a.residual + (size_t)(lane - 16) * a.out_features + before + first);
@@ -565,11 +590,11 @@ __device__ __forceinline__ void touch_tile(const Arguments& a, const Walk& walk)
 }
 
 __device__ __forceinline__ void touch_norm(const Arguments& a) {
-    if (a.norm == NO_NORM) return;
+    if (norm_of(a) == NO_NORM) return;
     constexpr int line = 128 / sizeof(act_t);
     for (int at = threadIdx.x * line; at < a.in_features; at += THREADS * line) {
         touch(a.norm_weight + at);
-        if (a.norm == LAYER_NORM) touch(a.norm_bias + at);
+        if (norm_of(a) == LAYER_NORM) touch(a.norm_bias + at);
     }
 }
 
@@ -579,8 +604,8 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
     const Segment& segment = a.segment[GATED ? 0 : walk.segment];
     int before = 0;
     for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
-    for (int index = threadIdx.x & 31; index < 16 * a.rows; index += 32) {
-        const int row = index % a.rows, feature = walk.tile * 16 + index / a.rows;
+    for (int index = threadIdx.x & 31; index < 16 * rows_of(a); index += 32) {
+        const int row = index % rows_of(a), feature = walk.tile * 16 + index / rows_of(a);
         if (feature >= segment.num_rows) continue;
         const size_t at = (size_t)row * a.out_features + before + feature;
         // All that comes from memory is asked for before the first of it is used.
@@ -589,11 +614,11 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
         const act_t bias = segment.bias ? segment.bias[feature] : from_float(0.0f);
         const act_t residual = a.residual ? a.residual[at] : from_float(0.0f);
         const float offset = row_offset[row];
-        float value = (total(partial, a.rows, index) - offset) * row_scale[row];
+        float value = (total(partial, rows_of(a), index) - offset) * row_scale[row];
         float other = 0.0f;
         if (GATED)
-            other = (total(partial + WARPS * 16 * a.rows, a.rows, index) - offset) * row_scale[row];
-        value = activate(value * scale + to_float(bias), a.activation);
+            other = (total(partial + WARPS * 16 * rows_of(a), rows_of(a), index) - offset) * row_scale[row];
+        value = activate(value * scale + to_float(bias), activation_of(a));
         if (GATED) value *= other * other_scale;
         value += to_float(residual);
         if (a.is_y_float)
@@ -606,12 +631,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
 // Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: ring
 // (compute capability 8.0 on), inputs, partial sums of two tiles, scales and offsets of the rows, scratch of
 // 2 * WARPS floats.
-#ifdef MAXREG
-#define BOUNDS __maxnreg__(MAXREG)
-#else
-#define BOUNDS __launch_bounds__(THREADS)
-#endif
-extern "C" __global__ void BOUNDS linear(const GRID_CONSTANT Arguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT Arguments a) {
     extern __shared__ __align__(16) u8 memory[];
     const int warp = threadIdx.x >> 5;
     const int step_chunks = WARPS * BATCH;
@@ -623,8 +643,8 @@ extern "C" __global__ void BOUNDS linear(const GRID_CONSTANT Arguments a) {
 #else
     u8* staged = memory;
 #endif
-    const int partial_size = MATRICES * WARPS * 16 * a.rows;
-    float* partial = (float*)(staged + ((INPUT_BYTES(chunks, a.rows) + 15) & ~15));
+    const int partial_size = MATRICES * WARPS * 16 * rows_of(a);
+    float* partial = (float*)(staged + ((INPUT_BYTES(chunks, rows_of(a)) + 15) & ~15));
     float* row_scale = partial + 2 * partial_size;
 
     allow_next_kernel();
@@ -634,7 +654,7 @@ extern "C" __global__ void BOUNDS linear(const GRID_CONSTANT Arguments a) {
     stage_inputs(a, chunks, staged, row_scale, row_offset, row_offset + MAX_ROWS);
     __syncthreads();
 
-    const Inputs inputs(staged, a.rows, chunks);
+    const Inputs inputs(staged, rows_of(a), chunks);
     int number = 0;
     for (Walk walk(a); !walk.done(a); walk.next(a), number++) {
         if (number % WARPS == warp) touch_tile(a, walk);
@@ -685,7 +705,7 @@ extern "C" __global__ void BOUNDS linear(const GRID_CONSTANT Arguments a) {
         if (number >= 2 && (number - 2) % WARPS != warp) wait<EMPTY>(place);
 #pragma unroll
         for (int m = 0; m < MATRICES; m++)
-            sum[m].store(mine + (m * WARPS + warp) * 16 * a.rows, a.rows);
+            sum[m].store(mine + (m * WARPS + warp) * 16 * rows_of(a), rows_of(a));
         if (warp != writer) {
             arrive<FULL>(place);
             continue;

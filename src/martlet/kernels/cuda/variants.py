@@ -44,7 +44,18 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
     ],
     "linear": [
         # Every pair of choices, not every triple: the largest source takes longest.
-        {"ACTIVATION_TYPE": number, "GATED": gated, "MATRIX_UNITS": (number + gated) % 2}
+        {
+            "ACTIVATION_TYPE": number,
+            "GATED": gated,
+            "MATRIX_UNITS": (number + gated) % 2,
+            "WARPS": 16,
+            "STAGES": 4,
+            "MAX_ROWS": 8 if (number + gated) % 2 else 1,
+            "RAGGED": gated,
+            "NORM": (number + gated) % 3,
+            "ACTIVATION": gated,
+            **({"ROWS": 1} if number == 0 else {}),
+        }
         for number in _TYPES
         for gated in (0, 1)
     ],
