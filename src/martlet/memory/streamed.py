@@ -242,7 +242,8 @@ def _limit_memory(plan: Plan, device: torch.device) -> None:
     """Hold torch to the budget: it gives back what it caches before it takes more."""
     _, total_bytes = torch.cuda.mem_get_info(device)
     allowed_bytes = plan.budget.gpu_bytes - plan.demand.context_bytes
-    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total_bytes), device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total_bytes), index)
 
 
 def _divide(arena: Tensor, sizes: Sequence[int]) -> list[Tensor]:
