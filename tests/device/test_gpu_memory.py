@@ -59,7 +59,11 @@ def test_no_card_of_that_number_means_no_reader(monkeypatch):
 def test_what_torch_allocates_is_part_of_the_process():
     import torch
 
-    with GpuMemoryWatch(nvml_reader()) as watch:
+    torch.zeros(1, device="cuda")
+    reader = nvml_reader()
+    if reader is None or reader().process_bytes is None:
+        pytest.skip("the driver does not tell programs apart, and others may use the card")
+    with GpuMemoryWatch(reader) as watch:
         data = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
         watch.sample()
     del data

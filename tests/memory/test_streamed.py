@@ -124,7 +124,8 @@ def smallest(model):
 def resident(model):
     """A plan that keeps all weights, where a tenth less of the memory does not hold them all."""
     parts = parts_of(model).values()
-    demand = Demand(workspace_bytes=4 * sum(part.nbytes for part in parts))
+    # Room for what the allocator rounds up, and for what it still holds of other tests.
+    demand = Demand(workspace_bytes=5 * sum(part.nbytes for part in parts))
     budget = Budget(demand.total_bytes + sum(part.nbytes for part in parts), 1 << 40)
     return make_plan([BlockSize(part.name, part.nbytes) for part in parts], "cuda", budget, demand)
 

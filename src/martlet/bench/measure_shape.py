@@ -112,7 +112,7 @@ def measure_shape(
         gpu_memory_budget_bytes=setting.gpu_memory_bytes,
         **_machine(measured),
         **_speeds(measured, workload),
-        **_against_limits(measured, setting.quantize),
+        **_against_limits(measured, setting.quantize, workload),
     )
 
 
@@ -170,7 +170,7 @@ def _speeds(measured: _Measured, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _against_limits(measured: _Measured, quantize: str) -> dict[str, Any]:
+def _against_limits(measured: _Measured, quantize: str, workload: Workload) -> dict[str, Any]:
     plan, dtype, ceilings = measured.plan, measured.dtype, measured.ceilings
     form = quantize if quantize == "int8" else str(dtype).removeprefix("torch.")
     step = step_bytes(measured.architecture, plan, quantize, dtype.itemsize)
@@ -184,7 +184,8 @@ def _against_limits(measured: _Measured, quantize: str) -> dict[str, Any]:
         "pcie_bytes_per_second": ceilings.pcie_bytes_per_second,
         "matrix_flop_per_second": ceilings.matrix_flop_per_second,
         "share_of_limit": step.limit_seconds(ceilings) / measured.times.step,
-        "predicted_seconds_per_token": plan.seconds_per_token,
+        # Predictions are of one sequence.
+        "predicted_seconds_per_token": plan.seconds_per_token if workload.batch == 1 else None,
         "resident_blocks": num_blocks - num_streamed,
         "streamed_blocks": num_streamed,
     }
