@@ -1,0 +1,150 @@
+// The products of linear.cu on matrix units: mma with float16 operands and float32 sums.
+#pragma once
+#include "linear_inputs.cuh"
+
+// Bytes 0 and 2 (even) or 1 and 3 (odd) of a word as two float16: 0x64 above a byte u is 1024 + u.
+// So a weight w, stored as u = w + 128, becomes w + 1152; the sum of 1152 times the inputs is taken
+// off at the end. It costs 4 bits of a float32 sum, which has 13 more than the result.
+__device__ __forceinline__ u32 even_halves(u32 word) {
+    return (word & 0x00ff00ffu) | 0x64006400u;
+}
+
+__device__ __forceinline__ u32 odd_halves(u32 word, u32 exponents) {
+    u32 value;
+    asm("prmt.b32 %0, %1, %2, 0x4341;" : "=r"(value) : "r"(word), "r"(exponents));
+    return value;
+}
+
+constexpr float OFFSET = 1152.0f;
+
+__device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
+                                         u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#elif __CUDA_ARCH__ >= 750
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+// The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
+// the order (q, e = 0 2 1 3); zeros up to a whole step of the block. Also OFFSET times their sums.
+__device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
+                             float* row_offset, float* scratch) {
+    Team team(rows_of(a), scratch);
+    for (int first = 0; first < rows_of(a); first += team.count()) {
+        const int r = min(first + team.index(), rows_of(a) - 1);  // some do the last row once more
+        const act_t* row = a.x + (size_t)r * a.in_features;
+        float mean, rstd, v[8];
+        statistics(a, row, team, mean, rstd);
+        float factor = 1.0f;
+#if ACTIVATION_TYPE != 0
+        // float16 has fewer exponents: a power of two brings the largest input to 2^13 .. 2^14.
+        float largest = 0.0f;
+        for (int at = team.rank() * 8; at < a.in_features; at += team.size() * 8) {
+            load_input(a, row, at, mean, rstd, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+        }
+        largest = team.max(largest);
+        int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
+        exponent = min(max(exponent, -100), 110);
+        factor = __uint_as_float((u32)(127 + 13 - exponent) << 23);
+        if (team.rank() == 0) row_scale[r] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
+#else
+        if (team.rank() == 0) row_scale[r] = 1.0f;
+#endif
+        float sum = 0.0f;
+#pragma unroll 2
+        for (int at = team.rank() * 8; at < chunks * 32; at += team.size() * 8) {
+            load_input(a, row, at, mean, rstd, v);
+            const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
+            u32 half[8], pair[4];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                half[i] = float_to_half(v[i] * factor);
+                sum += half_to_float((u16)half[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int even = 4 * (i >> 1) + (i & 1);
+                pair[i] = half[even] | (half[even + 2] << 16);
+            }
+            u8* place = staged + ((chunk * rows_of(a) + r) * 4 + c) * 16 + q * 8;
+            *(uint2*)place = make_uint2(pair[0], pair[1]);
+            *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
+        }
+        sum = team.sum(sum);
+        if (team.rank() == 0) row_offset[r] = OFFSET * sum;
+    }
+}
+
+struct Accumulator {
+    float first[COLUMN_TILES][4];  // of the first 16 inputs of chunks
+    float second[COLUMN_TILES][4];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) first[n][i] = second[n][i] = 0.0f;
+    }
+    __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
+        // Out of the compiler's sight, so that it stays in a register and the selector does not.
+        u32 exponents;
+        asm("mov.b32 %0, 0x64646464;" : "=r"(exponents));
+        const u32 even[4] = {even_halves(w.x), even_halves(w.y), even_halves(w.z),
+                             even_halves(w.w)};
+        const u32 odd[4] = {odd_halves(w.x, exponents), odd_halves(w.y, exponents),
+                            odd_halves(w.z, exponents), odd_halves(w.w, exponents)};
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            multiply(first[n], even[0], even[1], odd[0], odd[1], b[n].x, b[n].y);
+            multiply(second[n], even[2], even[3], odd[2], odd[3], b[n].z, b[n].w);
+        }
+    }
+    // partial: (16, rows) of this warp
+    __device__ __forceinline__ void store(float* partial, int rows) const {
+        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int column = 8 * n + 2 * c + (i & 1);
+                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] =
+                        first[n][i] + second[n][i];
+            }
+    }
+};
+
+typedef uint4 Operands[COLUMN_TILES];
+
+// Where this thread finds its operands of one chunk after the other, WARPS chunks apart. Columns
+// beyond the rows repeat the last row: their sums are not stored.
+struct Inputs {
+    const u8* from[COLUMN_TILES];
+    int step_bytes;
+    __device__ __forceinline__ Inputs(const u8* staged, int rows, int) {
+        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3, chunk = threadIdx.x >> 5;
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+            from[n] = staged + ((chunk * rows + min(8 * n + g, rows - 1)) * 4 + c) * 16;
+        step_bytes = WARPS * rows * 64;
+    }
+    __device__ __forceinline__ void load(int step, Operands& b) const {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) b[n] = *(const uint4*)(from[n] + step * step_bytes);
+    }
+};
+#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 64)
