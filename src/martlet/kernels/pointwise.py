@@ -1,0 +1,82 @@
+"""Operations that look at one token alone and have no matrix: see ``ops``, the door to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
+from torch import Tensor
+
+from martlet.kernels.cuda import elementwise
+from martlet.kernels.norm import Norm
+
+__all__ = ["ACTIVATIONS", "gelu", "gelu_tanh", "norm", "relu", "rotary", "silu"]
+
+
+def norm(x: Tensor, parameters: Norm) -> Tensor:
+    """Every row moved to mean 0 and scaled to variance 1, then ``* weight + bias``.
+
+    Without a bias every row is divided by its root mean square, then ``* weight``. Its statistics
+    are float32; the quotient is rounded to the dtype of ``x`` before the weight comes in, as the
+    models were trained.
+
+    Shapes:
+        x: (..., hidden_size)
+        return: the same
+    """
+    weight, bias, eps = parameters.weight, parameters.bias, parameters.eps
+    assert weight.shape == x.shape[-1:]
+    if elementwise.can_norm(x, parameters):
+        return elementwise.norm(x, parameters)
+    if bias is not None:
+        return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
+    wide = x.to(torch.float32)
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normal.to(x.dtype) * weight.to(x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by the error function."""
+    return F.gelu(x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """Negative values set to zero."""
+    return F.relu(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, also called swish."""
+    return F.silu(x)
+
+
+# By the names that config.json files use.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "silu": silu,
+}
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Every pair (component p, component p + head_dim / 2) turned by the angle of its token.
+
+    Computed in float32 and rounded once.
+
+    Shapes:
+        x: (..., num_tokens, head_dim)
+        cos, sin: broadcastable to (..., num_tokens, head_dim / 2), float32
+    """
+    assert 2 * cos.shape[-1] == 2 * sin.shape[-1] == x.shape[-1]
+    assert cos.dtype == sin.dtype == torch.float32
+    low, high = x.chunk(2, dim=-1)
+    turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+    return turned.to(x.dtype)

@@ -1,0 +1,111 @@
+"""Operations of a decode step whose lengths are read on the device: see ``ops``, their door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from martlet.kernels import reference
+from martlet.kernels.cache_view import CacheView
+from martlet.kernels.cuda import decode, sampling
+from martlet.kernels.products import embedding
+from martlet.kernels.sample_state import SampleState
+from martlet.kernels.step_state import StepState
+from martlet.quantization.scheme import TiledTensor, Weight
+
+__all__ = ["finish_step", "most_probable", "sample", "step_attention", "step_embedding"]
+
+
+def step_embedding(
+    weight: Weight, token_ids: Tensor, dtype: torch.dtype, positions: Tensor, places: Tensor
+) -> Tensor:
+    """The rows of two tables together: by token, and by the place that each slot has come to.
+
+    Shapes:
+        weight: (num_embeddings, hidden_size), float or int8
+        token_ids: (num_slots, 1) int64
+        positions: (num_positions, hidden_size)
+        places: (num_slots,) int32; the last position stands for all beyond
+        return: (num_slots, 1, hidden_size)
+    """
+    if token_ids.is_cuda and isinstance(weight, TiledTensor) and positions.dtype == dtype:
+        return decode.embed(token_ids[:, 0], weight, dtype, positions, places)[:, None]
+    known = places.clamp(max=positions.shape[0] - 1).to(torch.int64)[:, None]
+    return embedding(weight, token_ids, dtype) + embedding(positions, known, dtype)
+
+
+def step_attention(
+    qkv: Sequence[Tensor | None],
+    cache: CacheView,
+    scale: float,
+    bias: Tensor | None = None,
+    frequency: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token a slot over a cache whose lengths are read on the device.
+
+    The new keys and values are written into the cache; without them (None) the cache stays as it
+    is, as in cross attention.
+
+    Shapes:
+        qkv: queries (num_slots, num_heads * head_dim), keys and values
+            (num_slots, num_kv_heads * head_dim)
+        bias: (num_heads, num_distances) float32 by the distance to the key, the last for all beyond
+        frequency: (head_dim / 2,) float32: turns queries and keys as ``rotary`` does
+        return: (num_slots, num_heads * head_dim)
+    """
+    q, k, v = qkv
+    assert q is not None
+    head_dim = cache.keys.shape[3]
+    group_width = q.shape[1] // cache.keys.shape[1]
+    if q.is_cuda and head_dim % 8 == 0 and group_width <= decode.MAX_GROUP_WIDTH:
+        return decode.attention((q, k, v), cache, scale, bias, frequency)
+    return reference.step_attention(qkv, cache, scale, bias, frequency)
+
+
+def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:
+    """Choose the most probable token of each slot that may be chosen, the first among equals.
+
+    Its log-probability is that among all tokens. A logit that is not finite sets the status.
+
+    Shapes:
+        logits: (num_slots, vocab_size) float32
+        suppressed: (vocab_size,) bool, True = must not be chosen
+    """
+    if logits.is_cuda:
+        decode.most_probable(logits, suppressed, state)
+    else:
+        reference.most_probable(logits, suppressed, state)
+
+
+def sample(
+    logits: Tensor, suppressed: Tensor | None, chances: SampleState, state: StepState
+) -> None:
+    """Choose the next token of each slot by the slot's own settings, and count it there.
+
+    Order: suppressed tokens, repetition penalty, presence and frequency penalty, temperature,
+    top-k, top-p, min-p, one draw; of equal tokens the lower id comes first everywhere. With
+    temperature 0 nothing is drawn. The log-probability is that among all tokens, before all this;
+    it is not a number where a logit is not finite, and -inf where all tokens are suppressed.
+
+    Shapes:
+        logits: (num_slots, vocab_size) float32
+        suppressed: (vocab_size,) bool, True = must not be chosen
+    """
+    if logits.is_cuda:
+        sampling.sample(logits, suppressed, chances, state)
+    else:
+        reference.sample(logits, suppressed, chances, state)
+
+
+def finish_step(state: StepState, ending_ids: Tensor) -> None:
+    """Note the chosen tokens, count them, and mark the slots whose text they end.
+
+    Shapes:
+        ending_ids: (num_ending,) int32
+    """
+    if ending_ids.is_cuda:
+        decode.finish_step(state, ending_ids)
+    else:
+        reference.finish_step(state, ending_ids)
