@@ -9,7 +9,8 @@ import torch
 
 import martlet
 from martlet.api.model import SamplingOptions
-from martlet.engine.loading import LoadOptions, ModelFolder, sampling_defaults
+from martlet.engine.load_options import LoadOptions
+from martlet.engine.loading import ModelFolder, sampling_defaults
 from martlet.engine.request import SamplingParams
 
 SAMPLING = [

@@ -5,7 +5,7 @@ import torch
 
 from martlet.bench.measure import Workload, decode_step_bytes, measure
 from martlet.bench.record import checkout_commit, write_records
-from martlet.engine.loading import LoadOptions
+from martlet.engine.load_options import LoadOptions
 from martlet.errors import ModelNotFoundError, UsageError
 from martlet.quantization.scheme import QuantizedTensor
 

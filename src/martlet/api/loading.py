@@ -12,7 +12,8 @@ from martlet.compression.absmax import quantize_weights
 from martlet.device.bandwidth import parse_flops, parse_rate
 from martlet.device.probe import Gpu
 from martlet.device.size import parse_bytes
-from martlet.engine.loading import LoadOptions, ModelFolder
+from martlet.engine.load_options import LoadOptions
+from martlet.engine.loading import ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.executor import BlockTransform
 from martlet.memory.plan import Bandwidth, Plan

@@ -21,7 +21,7 @@ from martlet.api import load
 from martlet.bench.record import Record, checkout_commit
 from martlet.device.probe import measure_ram_bandwidth, probe_cpu
 from martlet.engine.generator import Generator
-from martlet.engine.loading import LoadOptions
+from martlet.engine.load_options import LoadOptions
 from martlet.engine.request import (
     Context,
     Finished,

@@ -32,7 +32,7 @@ class Record:
         peak_gpu_process_bytes: GPU memory of the process as the driver counts it, at its most.
         predicted_seconds_per_token: what the plan said of a decode step.
         resident_blocks, streamed_blocks: decoder blocks, in decode steps.
-        kernel_compile_seconds: the part of loading that went into compiling kernels.
+        kernel_compile_seconds: spent on compiling kernels, once a card; 0 where all were cached.
     """
 
     shape: str

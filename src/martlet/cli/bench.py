@@ -120,7 +120,7 @@ class _Lengths:
 
 def _measure_model(model: str, lengths: _Lengths, loading: LoadOptions) -> Record:
     from martlet.bench.measure import Workload, measure
-    from martlet.engine.loading import LoadOptions as EngineLoadOptions
+    from martlet.engine.load_options import LoadOptions as EngineLoadOptions
 
     workload = Workload(
         lengths.prompt_tokens or _MODEL_PROMPT_TOKENS,

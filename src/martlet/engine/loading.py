@@ -11,10 +11,10 @@ import torch
 
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_gpus, probe_ram
-from martlet.device.size import parse_bytes
 from martlet.engine.demand import Lengths, estimate_demand
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
+from martlet.engine.load_options import LoadOptions
 from martlet.engine.machine import (
     ASSUMED_CONTEXT_BYTES,
     GpuState,
@@ -47,7 +47,7 @@ from martlet.models.config import load_architecture
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
-__all__ = ["LoadOptions", "ModelFolder", "PlannedLoad"]
+__all__ = ["ModelFolder", "PlannedLoad"]
 
 # A cache and workspace are planned for this many tokens where the model itself sets no limit.
 _USUAL_TOKENS = 512
@@ -55,37 +55,6 @@ _USUAL_TOKENS = 512
 # this many is asked for when a text is that long.
 _MOST_PLANNED_TOKENS = 2048
 _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Where a model may live and how it computes; see ``martlet.load``.
-
-    Raises:
-        UsageError: a value is not valid; names field, value and what is allowed.
-    """
-
-    gpu_memory: str | int | None = None
-    ram: str | int | None = None
-    quantize: str | None = None
-    device: str = "auto"
-    num_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("gpu_memory", "ram"):
-            size = getattr(self, name)
-            if size is not None:
-                object.__setattr__(self, name, parse_bytes(size, name))
-        if self.quantize not in (None, "none", "int8"):
-            raise UsageError(
-                f"quantize is {self.quantize!r}; it must be none or int8, "
-                "or left out to keep the weights as they are stored"
-            )
-        if self.device not in ("auto", "cuda", "cpu"):
-            raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
-        threads = self.num_threads
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
-            raise UsageError(f"num_threads is {threads!r}; it must be from 1 to 4096")
 
 
 @dataclass(frozen=True)

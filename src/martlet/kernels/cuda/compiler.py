@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,14 @@ from pathlib import Path
 from martlet.errors import KernelCompileError
 from martlet.kernels.cuda.cubin_cache import cache_key, read_cubin, write_cubin
 
-__all__ = ["Nvrtc", "compile_cubin", "compile_options", "find_nvrtc", "read_source"]
+__all__ = [
+    "Nvrtc",
+    "compile_cubin",
+    "compile_options",
+    "compile_seconds",
+    "find_nvrtc",
+    "read_source",
+]
 
 Defines = Mapping[str, int | str]
 
@@ -76,9 +84,19 @@ def compile_cubin(
     key = cache_key((nvrtc.version, name, source, *options, *headers))
     cubin = read_cubin(key)
     if cubin is None:
+        start = time.perf_counter()
         cubin, _ = nvrtc.compile(source, name, options)
+        _spent_seconds.append(time.perf_counter() - start)
         write_cubin(key, cubin)
     return cubin
+
+
+_spent_seconds: list[float] = []
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent compiling so far; 0 where all was in the cache."""
+    return sum(_spent_seconds)
 
 
 class Nvrtc:

@@ -1,0 +1,41 @@
+"""What a caller says about where a model may live and how it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from martlet.device.size import parse_bytes
+from martlet.errors import UsageError
+
+__all__ = ["LoadOptions"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where a model may live and how it computes; see ``martlet.load``.
+
+    Raises:
+        UsageError: a value is not valid; names field, value and what is allowed.
+    """
+
+    gpu_memory: str | int | None = None
+    ram: str | int | None = None
+    quantize: str | None = None
+    device: str = "auto"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_memory", "ram"):
+            size = getattr(self, name)
+            if size is not None:
+                object.__setattr__(self, name, parse_bytes(size, name))
+        if self.quantize not in (None, "none", "int8"):
+            raise UsageError(
+                f"quantize is {self.quantize!r}; it must be none or int8, "
+                "or left out to keep the weights as they are stored"
+            )
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
+        threads = self.num_threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
+            raise UsageError(f"num_threads is {threads!r}; it must be from 1 to 4096")
