@@ -2,8 +2,9 @@
 
 While a part is computed with, the next one is copied into the other slot, on a stream of its own.
 Decode steps keep one promise between them: the first streamed part of a step already lies in slot
-0 when the step begins, because the step before copied it during its last blocks. So the link is
-never idle, and a step can be captured into a graph that is launched again and again.
+0 when the step begins, because the step before copied it during its last blocks. So the link
+rests for no longer than a launch takes, and a step can be captured into a graph that is launched
+again and again.
 """
 
 from __future__ import annotations
