@@ -22,6 +22,7 @@ from martlet.engine.machine import (
     probe_gpu_state,
 )
 from martlet.engine.parts import head_bytes, lay_out_parts
+from martlet.engine.sequence_memory import ENCODER_TOKENS_AT_ONCE
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, UsageError, VocabularyError
 from martlet.memory.executor import (
@@ -237,6 +238,8 @@ class ModelFolder:
         """Cache for one sequence of planned length, and the activations of its longest pass."""
         has_encoder = self.architecture.has_encoder
         input_tokens = (self.max_input_tokens or _USUAL_TOKENS) if has_encoder else 0
+        if capability is not None:  # a GPU's caches come in whole numbers of these
+            input_tokens = -(-input_tokens // ENCODER_TOKENS_AT_ONCE) * ENCODER_TOKENS_AT_ONCE
         decoder_tokens = min(self.architecture.max_positions or _USUAL_TOKENS, _MOST_PLANNED_TOKENS)
         longest = max(input_tokens, decoder_tokens)
         lengths = Lengths(1, longest, decoder_tokens, input_tokens)

@@ -128,6 +128,7 @@ def _score_after(model: TaskModel, context: Context, token_ids: Sequence[int]) -
         chunk = token_ids[first : min(first + _CHUNK_TOKENS, len(token_ids) - 1)]
         rows = sequence.advance(chunk, last_only=False)
         logprobs += _logprobs_of(rows, token_ids[first + 1 : first + 1 + len(chunk)])
+    model.generator.finish(sequence)
     return logprobs
 
 

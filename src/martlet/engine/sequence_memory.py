@@ -10,7 +10,7 @@ from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["NEXT_STEP", "SequenceMemory"]
+__all__ = ["ENCODER_TOKENS_AT_ONCE", "NEXT_STEP", "SequenceMemory"]
 
 NEXT_STEP = "use a shorter text, fewer tokens, or a machine with more memory"
 
@@ -18,7 +18,7 @@ NEXT_STEP = "use a shorter text, fewer tokens, or a machine with more memory"
 # attention divides its work by them, so another size may round a logit differently.
 _USUAL_TOKENS = 512
 _MOST_TOKENS_AT_ONCE = 2048
-_ENCODER_TOKENS_AT_ONCE = 128
+ENCODER_TOKENS_AT_ONCE = 128
 
 
 class SequenceMemory:
@@ -43,7 +43,7 @@ class SequenceMemory:
         self._executor = executor
         if is_lasting:
             capacity_tokens = _lasting_capacity(architecture, capacity_tokens)
-            encoder_tokens = _whole(encoder_tokens, _ENCODER_TOKENS_AT_ONCE)
+            encoder_tokens = _whole(encoder_tokens, ENCODER_TOKENS_AT_ONCE)
         self._encoder_tokens = encoder_tokens
         self._loop: DecodeLoop | None = None
         like = torch.empty(0, dtype=executor.dtype, device=executor.device)
@@ -57,7 +57,7 @@ class SequenceMemory:
         """Whether new memory for such a sequence would be just like this one."""
         return self.cache.max_tokens == _lasting_capacity(
             self._architecture, capacity_tokens
-        ) and self._encoder_tokens == _whole(encoder_tokens, _ENCODER_TOKENS_AT_ONCE)
+        ) and self._encoder_tokens == _whole(encoder_tokens, ENCODER_TOKENS_AT_ONCE)
 
     @property
     def loop(self) -> DecodeLoop:
