@@ -7,8 +7,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +41,10 @@ def staged_folder(destination: Path) -> Iterator[Path]:
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(destination)
-    staging = Path(
-        tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=_SUFFIX, dir=destination.parent)
-    )
+    # Named before it is made: Ctrl-C must find it in charge of someone at every moment.
+    staging = destination.parent / f".{destination.name}.{secrets.token_hex(8)}{_SUFFIX}"
     try:
+        staging.mkdir(mode=0o700)
         with (staging / _LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield staging
