@@ -59,7 +59,7 @@ def test_without_page_locked_memory_the_ring_says_so_once_and_copies(
     nothing_can_be_locked, small_pieces, caplog
 ):
     with caplog.at_level(logging.WARNING):
-        ring = StagingRing(torch.device("cpu"))
+        ring = StagingRing()
         for num_bytes in SIZES:
             source, target = bytes_of(num_bytes), torch.zeros(num_bytes, dtype=torch.uint8)
             ring.copy(source, target)
@@ -120,7 +120,7 @@ def test_copies_from_a_locked_buffer_are_right_and_do_not_wait():
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_bytes", SIZES)
 def test_the_ring_copies_any_size(num_bytes, small_pieces):
-    ring = StagingRing(torch.device("cuda"))
+    ring = StagingRing()
     source, target = bytes_of(num_bytes), torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
     ring.copy(source, target)
     assert torch.equal(target.cpu(), source)
@@ -128,7 +128,7 @@ def test_the_ring_copies_any_size(num_bytes, small_pieces):
 
 @pytest.mark.gpu
 def test_the_source_of_a_ring_copy_may_change_at_once_even_if_the_gpu_is_behind(small_pieces):
-    ring = StagingRing(torch.device("cuda"))
+    ring = StagingRing()
     targets = [torch.zeros(1000, dtype=torch.uint8, device="cuda") for _ in range(4)]
     torch.cuda._sleep(_LAG_CYCLES)
     for number, target in enumerate(targets):
@@ -146,6 +146,6 @@ def test_a_ring_copy_runs_on_the_current_stream():
     target = torch.zeros_like(source, device="cuda")
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        StagingRing(torch.device("cuda")).copy(source, target)
+        StagingRing().copy(source, target)
     stream.synchronize()
     assert torch.equal(target.cpu(), source)

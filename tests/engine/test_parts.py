@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from martlet.engine.parts import head_bytes, lay_out_parts
+from martlet.engine.parts import head_bytes, lay_out_parts, output_matrix
 from martlet.models.config import load_architecture
 
 T5 = {
@@ -124,3 +124,16 @@ def test_an_output_matrix_of_its_own_counts_and_not_the_table_beside_it():
     table = by_name["shared.weight"]
     assert head_bytes(parts["fixed"]) == by_name["lm_head.weight"].nbytes == table.nbytes
     assert "lm_head.weight" not in names_in(parts_of(TIED_T5)["fixed"])
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("shared.weight", "lm_head.weight"), "lm_head.weight"),
+        (("transformer.wte.weight", "transformer.wpe.weight"), "transformer.wte.weight"),
+        (("model.norm.weight", "model.embed_tokens.weight"), "model.embed_tokens.weight"),
+        (("shared.weight",), "shared.weight"),
+    ],
+)
+def test_the_output_matrix_is_the_head_or_else_the_embedding(names, wanted):
+    assert output_matrix(names) == wanted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from martlet.memory.plan import Placement, Plan
+from martlet.engine.parts import output_matrix
+from martlet.memory.plan import Plan
 from martlet.models.architecture import FIXED, Architecture, TensorSpec
 
 __all__ = [
@@ -13,11 +14,9 @@ __all__ = [
     "StepBytes",
     "step_bytes",
     "step_weight_bytes",
-    "streamed_parts",
     "tensor_bytes",
 ]
 
-_HEADS = ("lm_head.weight", "transformer.wte.weight", "shared.weight", "model.embed_tokens.weight")
 _SCALE_BYTES = 4
 
 
@@ -55,7 +54,7 @@ def step_bytes(
 ) -> StepBytes:
     """What a decode step reads, and what of it the plan streams."""
     weights = step_weight_bytes(architecture, quantize, float_bytes)
-    return StepBytes(weights, sum(part.nbytes for part in streamed_parts(plan)))
+    return StepBytes(weights, plan.streamed_bytes("decode"))
 
 
 def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: int) -> int:
@@ -69,18 +68,11 @@ def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: in
     for block in architecture.block_specs():
         if block.name == FIXED:
             tensors = {tensor.name: tensor for tensor in block.tensors}
-            head = next(tensors[name] for name in _HEADS if name in tensors)
-            total += tensor_bytes(head, quantize, float_bytes)
+            total += tensor_bytes(tensors[output_matrix(tensors)], quantize, float_bytes)
         elif block.name.startswith("decoder."):
             read = (tensor for tensor in block.tensors if not tensor.once)
             total += sum(tensor_bytes(tensor, quantize, float_bytes) for tensor in read)
     return total
-
-
-def streamed_parts(plan: Plan) -> list[Placement]:
-    """What a decode step copies to the GPU: blocks of the decoder."""
-    decode = next(phase for phase in plan.phases if phase.phase == "decode")
-    return [p for p in decode.placements if p.tier != "gpu" and p.computed_on == "gpu"]
 
 
 def tensor_bytes(tensor: TensorSpec, quantize: str, float_bytes: int) -> int:

@@ -22,6 +22,7 @@ from martlet.bench.record import Record, checkout_commit
 from martlet.device.probe import measure_ram_bandwidth, probe_cpu
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
+from martlet.engine.parts import output_matrix
 from martlet.engine.request import (
     Context,
     Finished,
@@ -32,12 +33,9 @@ from martlet.engine.request import (
 )
 from martlet.errors import UsageError
 from martlet.memory.executor import Executor
-from martlet.quantization.scheme import QuantizedTensor, Weight, weight_nbytes
+from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight, weight_nbytes
 
 __all__ = ["Workload", "decode_step_bytes", "measure"]
-
-_HEAD = "lm_head.weight"
-_TIED_HEADS = ("transformer.wte.weight", "shared.weight")
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,7 @@ def decode_step_bytes(
         for name, weight in weights.items()
         if name not in once
     )
-    head = next(fixed[name] for name in (_HEAD, *_TIED_HEADS) if name in fixed)
-    return layers + weight_nbytes(head)
+    return layers + weight_nbytes(fixed[output_matrix(fixed)])
 
 
 def _run_all(
@@ -177,6 +174,6 @@ def _weight_bytes_per_token(generator: Generator) -> int:
 def _form_of(executor: Executor) -> str:
     """The form of the matrices: "int8", or the float type."""
     weights = [w for _, block in executor.blocks("decode") for w in block.values()]
-    if any(isinstance(weight, QuantizedTensor) for weight in weights):
+    if any(isinstance(weight, QuantizedTensor | TiledTensor) for weight in weights):
         return "int8"
     return str(executor.dtype).removeprefix("torch.")

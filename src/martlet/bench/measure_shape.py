@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from martlet.bench.ceilings import measure_ceilings
-from martlet.bench.limits import Ceilings, step_bytes, streamed_parts
+from martlet.bench.limits import Ceilings, step_bytes
 from martlet.bench.opening import Setting, open_shape
 from martlet.bench.passes import Passes, PassTimes, Workload
 from martlet.bench.record import Record, checkout_commit
@@ -177,7 +177,7 @@ def _against_limits(measured: _Measured, quantize: str, workload: Workload) -> d
     form = quantize if quantize == "int8" else str(dtype).removeprefix("torch.")
     step = step_bytes(measured.architecture, plan, quantize, dtype.itemsize)
     num_blocks = measured.architecture.num_blocks("decoder")
-    num_streamed = len(streamed_parts(plan))
+    num_streamed = len(plan.streamed("decode"))
     return {
         "quantize": form,
         "weight_bytes_per_token": step.weights,

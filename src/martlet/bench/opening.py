@@ -10,9 +10,15 @@ from martlet.bench.limits import tensor_bytes
 from martlet.bench.passes import Workload
 from martlet.bench.random_source import RandomSource
 from martlet.bench.shapes import Shape
-from martlet.device.probe import Gpu, probe_gpus, probe_ram
+from martlet.device.probe import Gpu, probe_ram
 from martlet.engine.demand import Lengths, estimate_demand
-from martlet.engine.machine import measured_bandwidth, probe_gpu_state
+from martlet.engine.machine import (
+    capped,
+    compute_dtype,
+    first_gpu,
+    measured_bandwidth,
+    probe_gpu_state,
+)
 from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
@@ -51,30 +57,25 @@ def open_shape(shape: Shape, setting: Setting, workload: Workload) -> tuple[Arch
     """
     architecture = load_architecture(shape.config)
     _check_length(architecture, workload)
-    gpus = probe_gpus() if setting.device != "cpu" else ()
-    if setting.device == "cuda" and not gpus:
-        raise UsageError(
-            "device is cuda, but torch finds no GPU here; use --device cpu, "
-            "or install a build of torch for your GPU"
-        )
-    if gpus:
+    gpu = first_gpu(setting.device)
+    if gpu is not None:
         try:
-            dtype = _compute_dtype(shape, gpus[0])
-            return architecture, _open_on(gpus[0], architecture, dtype, setting, workload)
+            return architecture, _open_on(gpu, architecture, shape.family, setting, workload)
         except CapacityError:
             if setting.device == "cuda":
                 raise
-    dtype = _compute_dtype(shape, None)
-    return architecture, _open_on(None, architecture, dtype, setting, workload)
+    return architecture, _open_on(None, architecture, shape.family, setting, workload)
 
 
 def _open_on(
     gpu: Gpu | None,
     architecture: Architecture,
-    dtype: torch.dtype,
+    family: str,
     setting: Setting,
     workload: Workload,
 ) -> Executor:
+    capability = gpu.compute_capability if gpu else None
+    dtype = compute_dtype(family, capability)
     specs = architecture.block_specs()
     parts = lay_out_parts(specs, lambda _, t: setting.is_int8 and t.kind != "other", dtype)
     if gpu:
@@ -88,15 +89,15 @@ def _open_on(
             for spec in specs
         ]
     lengths, gpu_bytes = _lengths(architecture, workload), 0
-    demand = estimate_demand(architecture, lengths, dtype, gpu.compute_capability if gpu else None)
+    demand = estimate_demand(architecture, lengths, dtype, capability)
     if gpu:
         state = probe_gpu_state(torch.device("cuda", gpu.index))
         demand = replace(demand, context_bytes=state.context_bytes)
-        gpu_bytes = _capped(state.available_bytes, setting.gpu_memory_bytes)
+        gpu_bytes = capped(state.available_bytes, setting.gpu_memory_bytes)
     plan = make_plan(
         sizes,
         "cuda" if gpu else "cpu",
-        Budget(gpu_bytes, _capped(probe_ram().available_bytes, setting.ram_bytes)),
+        Budget(gpu_bytes, capped(probe_ram().available_bytes, setting.ram_bytes)),
         demand,
         setting.num_threads or torch.get_num_threads(),
         setting.num_threads,
@@ -134,17 +135,3 @@ def _check_length(architecture: Architecture, workload: Workload) -> None:
             f"{workload.output_tokens} together are more than the shape's context of {limit}; "
             "use less"
         )
-
-
-def _capped(available_bytes: int, wish_bytes: int | None) -> int:
-    return available_bytes if wish_bytes is None else min(available_bytes, wish_bytes)
-
-
-def _compute_dtype(shape: Shape, gpu: Gpu | None) -> torch.dtype:
-    """What a model folder of the family would be computed in."""
-    if gpu is None:
-        return torch.float32
-    if shape.family not in ("t5", "mt5"):
-        return torch.float16
-    # T5 overflows float16; cards before Ampere have no bfloat16.
-    return torch.bfloat16 if gpu.compute_capability >= (8, 0) else torch.float32

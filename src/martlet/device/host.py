@@ -68,8 +68,7 @@ class StagingRing:
     be locked, copies are left to the driver, which is several times slower.
     """
 
-    def __init__(self, device: torch.device, num_pieces: int = 2) -> None:
-        self._device = device
+    def __init__(self, num_pieces: int = 2) -> None:
         self._pieces: list[Tensor] = []
         self._done: list[torch.cuda.Event] = []
         self._next = 0

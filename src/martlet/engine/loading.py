@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from martlet.checkpoint.store import Store, open_store
-from martlet.device.probe import Gpu, probe_gpus, probe_ram
+from martlet.device.probe import Gpu, probe_ram
 from martlet.engine.demand import Lengths, estimate_demand
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
@@ -18,13 +18,16 @@ from martlet.engine.load_options import LoadOptions
 from martlet.engine.machine import (
     ASSUMED_CONTEXT_BYTES,
     GpuState,
+    capped,
+    compute_dtype,
+    first_gpu,
     measured_bandwidth,
     probe_gpu_state,
 )
 from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.engine.sequence_memory import ENCODER_TOKENS_AT_ONCE
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
-from martlet.errors import CapacityError, ModelFileError, UsageError, VocabularyError
+from martlet.errors import CapacityError, ModelFileError, VocabularyError
 from martlet.memory.executor import (
     BlockTransform,
     Executor,
@@ -122,19 +125,14 @@ class ModelFolder:
             CapacityError: the model does not fit.
             UsageError: device "cuda" without a GPU that torch can use.
         """
-        gpus = probe_gpus() if options.device != "cpu" else ()
-        if options.device == "cuda" and not gpus:
-            raise UsageError(
-                "device is cuda, but torch finds no GPU here; use --device cpu, "
-                "or install a build of torch for your GPU"
-            )
-        if gpus:
+        gpu = first_gpu(options.device)
+        if gpu is not None:
             try:
-                return self._plan_on("cuda", gpus[0], options)
+                return self._plan_here(gpu, options)
             except CapacityError:
                 if options.device == "cuda":
                     raise
-        return self._plan_on("cpu", None, options)
+        return self._plan_cpu(options)
 
     def plan_for_card(self, gpu: Gpu, bandwidth: Bandwidth, options: LoadOptions) -> Plan:
         """The plan, with the times to expect, for a graphics card that need not be here.
@@ -142,11 +140,9 @@ class ModelFolder:
         Raises:
             CapacityError: the model does not fit.
         """
-        dtype = _compute_dtype(self.store.family, gpu)
         state = GpuState(ASSUMED_CONTEXT_BYTES, gpu.free_bytes, gpu.compute_capability)
-        planned = self._plan_gpu(torch.device("cuda"), dtype, state, options)
-        assert planned.parts is not None
-        return planned.plan.predicted(self._work(planned.parts, dtype), bandwidth)
+        planned = self._plan_gpu(torch.device("cuda"), state, options)
+        return self._predicted(planned, bandwidth).plan
 
     def load(
         self, name: str, planned: PlannedLoad, transform: BlockTransform | None = None
@@ -182,43 +178,52 @@ class ModelFolder:
         """The blocks of the architecture by name."""
         return {spec.name: spec for spec in self.architecture.block_specs()}
 
-    def _plan_on(self, device: DeviceKind, gpu: Gpu | None, options: LoadOptions) -> PlannedLoad:
-        dtype = _compute_dtype(self.store.family, gpu)
-        # None where nothing changes: an int8 folder may hold float matrices as well.
-        quantize = None if options.quantize == self.store.quantize else options.quantize
-        threads = options.num_threads or torch.get_num_threads()
-        ram_bytes = _capped(probe_ram().available_bytes, options.ram)
-        if gpu is None:
-            sizes = [
-                BlockSize(spec.name, self._block_nbytes(spec, quantize, dtype))
-                for spec in self.architecture.block_specs()
-            ]
-            budget = Budget(gpu_bytes=0, ram_bytes=ram_bytes)
-            plan = make_plan(
-                sizes, device, budget, self._demand(dtype, None), threads, options.num_threads
-            )
-            return PlannedLoad(plan, torch.device("cpu"), dtype)
-        target = torch.device("cuda", gpu.index)
-        planned = self._plan_gpu(target, dtype, probe_gpu_state(target), options)
-        assert planned.parts is not None
-        work = self._work(planned.parts, dtype)
-        return replace(planned, plan=planned.plan.predicted(work, measured_bandwidth(target)))
+    def _plan_cpu(self, options: LoadOptions) -> PlannedLoad:
+        dtype = compute_dtype(self.store.family, None)
+        quantize = self._change(options)
+        sizes = [
+            BlockSize(spec.name, self._block_nbytes(spec, quantize, dtype))
+            for spec in self.architecture.block_specs()
+        ]
+        budget = Budget(gpu_bytes=0, ram_bytes=_ram_bytes(options))
+        plan = self._make_plan(sizes, budget, self._demand(dtype, None), "cpu", options)
+        return PlannedLoad(plan, torch.device("cpu"), dtype)
 
-    def _plan_gpu(
-        self, device: torch.device, dtype: torch.dtype, state: GpuState, options: LoadOptions
-    ) -> PlannedLoad:
-        quantize = None if options.quantize == self.store.quantize else options.quantize
-        parts = self._parts(quantize, dtype)
-        ram_bytes = _capped(probe_ram().available_bytes, options.ram)
-        plan = make_plan(
-            [BlockSize(part.name, part.nbytes) for part in parts.values()],
-            "cuda",
-            Budget(_capped(state.available_bytes, options.gpu_memory), ram_bytes),
-            replace(self._demand(dtype, state.capability), context_bytes=state.context_bytes),
-            options.num_threads or torch.get_num_threads(),
-            options.num_threads,
-        )
+    def _plan_here(self, gpu: Gpu, options: LoadOptions) -> PlannedLoad:
+        device = torch.device("cuda", gpu.index)
+        planned = self._plan_gpu(device, probe_gpu_state(device), options)
+        return self._predicted(planned, measured_bandwidth(device))
+
+    def _plan_gpu(self, device: torch.device, state: GpuState, options: LoadOptions) -> PlannedLoad:
+        dtype = compute_dtype(self.store.family, state.capability)
+        parts = self._parts(self._change(options), dtype)
+        sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
+        gpu_bytes = capped(state.available_bytes, _size(options.gpu_memory))
+        demand = replace(self._demand(dtype, state.capability), context_bytes=state.context_bytes)
+        budget = Budget(gpu_bytes, _ram_bytes(options))
+        plan = self._make_plan(sizes, budget, demand, "cuda", options)
         return PlannedLoad(plan, device, dtype, parts)
+
+    def _make_plan(
+        self,
+        sizes: list[BlockSize],
+        budget: Budget,
+        demand: Demand,
+        device: DeviceKind,
+        options: LoadOptions,
+    ) -> Plan:
+        threads = options.num_threads or torch.get_num_threads()
+        return make_plan(sizes, device, budget, demand, threads, options.num_threads)
+
+    def _predicted(self, planned: PlannedLoad, bandwidth: Bandwidth) -> PlannedLoad:
+        assert planned.parts is not None
+        work = self._work(planned.parts, planned.dtype)
+        return replace(planned, plan=planned.plan.predicted(work, bandwidth))
+
+    def _change(self, options: LoadOptions) -> str | None:
+        """What loading makes of the weights; None where nothing changes."""
+        # An int8 folder may hold float matrices as well.
+        return None if options.quantize == self.store.quantize else options.quantize
 
     def _parts(self, quantize: str | None, dtype: torch.dtype) -> dict[str, PartLayout]:
         def is_int8(spec: BlockSpec, tensor: TensorSpec) -> bool:
@@ -288,19 +293,13 @@ def sampling_defaults(generation: Mapping[str, Any], task: str) -> list[Mapping[
     return [own if isinstance(own, Mapping) else {}, general]
 
 
-def _capped(available_bytes: int, wish: str | int | None) -> int:
+def _size(wish: str | int | None) -> int | None:
     assert wish is None or isinstance(wish, int), "sizes are parsed by LoadOptions"
-    return available_bytes if wish is None else min(available_bytes, wish)
+    return wish
 
 
-def _compute_dtype(family: str, gpu: Gpu | None) -> torch.dtype:
-    """float32 on the CPU; on a GPU the half precision that the family was trained in."""
-    if gpu is None:
-        return torch.float32
-    if family != "t5":
-        return torch.float16
-    # T5 overflows float16; cards before Ampere have no bfloat16.
-    return torch.bfloat16 if gpu.compute_capability >= (8, 0) else torch.float32
+def _ram_bytes(options: LoadOptions) -> int:
+    return capped(probe_ram().available_bytes, _size(options.ram))
 
 
 def _loaded_nbytes(

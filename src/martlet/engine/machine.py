@@ -13,9 +13,19 @@ from martlet.device.bandwidth import (
     measure_pcie_bandwidth,
 )
 from martlet.device.gpu_memory import nvml_reader
+from martlet.device.probe import Gpu, probe_gpus
+from martlet.errors import UsageError
 from martlet.memory.plan import Bandwidth
 
-__all__ = ["ASSUMED_CONTEXT_BYTES", "GpuState", "measured_bandwidth", "probe_gpu_state"]
+__all__ = [
+    "ASSUMED_CONTEXT_BYTES",
+    "GpuState",
+    "capped",
+    "compute_dtype",
+    "first_gpu",
+    "measured_bandwidth",
+    "probe_gpu_state",
+]
 
 # The products of a decode step only read, which is faster than copying: fitted on an H200 to steps
 # of CPM-2, EVA, CPM-1 and Llama 8B, together with what a block costs beside (see Bandwidth).
@@ -40,6 +50,36 @@ class GpuState:
     context_bytes: int
     available_bytes: int
     capability: tuple[int, int]
+
+
+def first_gpu(device: str) -> Gpu | None:
+    """The card that ``device`` ("auto", "cuda" or "cpu") lets a model use; None for none.
+
+    Raises:
+        UsageError: "cuda" without a GPU that torch can use.
+    """
+    gpus = probe_gpus() if device != "cpu" else ()
+    if device == "cuda" and not gpus:
+        raise UsageError(
+            "device is cuda, but torch finds no GPU here; use --device cpu, "
+            "or install a build of torch for your GPU"
+        )
+    return gpus[0] if gpus else None
+
+
+def compute_dtype(family: str, capability: tuple[int, int] | None) -> torch.dtype:
+    """float32 on the CPU (None); on a GPU the half precision that the family was trained in."""
+    if capability is None:
+        return torch.float32
+    if family not in ("t5", "mt5"):
+        return torch.float16
+    # T5 overflows float16; cards before Ampere have no bfloat16.
+    return torch.bfloat16 if capability >= (8, 0) else torch.float32
+
+
+def capped(available_bytes: int, wish_bytes: int | None) -> int:
+    """What may be used of what is there; a wish of None leaves it to the machine."""
+    return available_bytes if wish_bytes is None else min(available_bytes, wish_bytes)
 
 
 @functools.cache

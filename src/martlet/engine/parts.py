@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 
 from martlet.memory.layout import PartLayout, TensorForm, lay_out_part
 from martlet.models.architecture import BlockSpec, TensorSpec
 
-__all__ = ["head_bytes", "lay_out_parts"]
+__all__ = ["head_bytes", "lay_out_parts", "output_matrix"]
 
 _ONCE_SUFFIX = ".once"
 
@@ -41,7 +41,12 @@ def lay_out_parts(
 _HEADS = ("lm_head.weight", "transformer.wte.weight", "shared.weight", "model.embed_tokens.weight")
 
 
+def output_matrix(names: Collection[str]) -> str:
+    """Which of the fixed weights is the output matrix: the head, or the embedding that is tied."""
+    return next(name for name in _HEADS if name in names)
+
+
 def head_bytes(fixed: PartLayout) -> int:
     """Bytes of the output matrix, which every decode step reads, among the fixed weights."""
     by_name = {entry.name: entry for entry in fixed.entries}
-    return next(by_name[name].nbytes for name in _HEADS if name in by_name)
+    return by_name[output_matrix(by_name)].nbytes

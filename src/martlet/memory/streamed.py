@@ -22,7 +22,7 @@ from martlet.errors import CapacityError
 from martlet.kernels import ops
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.layout import PartLayout, PartSource, view_part
-from martlet.memory.parts import aligned
+from martlet.memory.parts import aligned, block_index, stack_of
 from martlet.memory.plan import BlockSize, Phase, Plan, make_plan
 from martlet.memory.spread import NUM_SLOTS
 from martlet.quantization.scheme import Weight
@@ -124,18 +124,16 @@ class StreamedExecutor:
                 "small ring, and decoding will be slower",
                 sum(not buffer.is_locked for buffer in self._host.values()),
             )
-            self._ring = StagingRing(device)
+            self._ring = StagingRing()
         self._visits = {phase.phase: self._visits_of(phase.phase) for phase in plan.phases}
         self._is_primed = False
 
     def _visits_of(self, phase: Phase) -> list[_Visit]:
-        stack = "encoder" if phase == "encode" else "decoder"
         visits: dict[int, _Visit] = {}
         for name, layout in self._layouts.items():
-            block, _, rest = name.partition(".")
-            if block != stack or (phase == "decode" and name.endswith(".once")):
+            if stack_of(name) == "fixed" or not BlockSize(name, layout.nbytes).is_read_in(phase):
                 continue
-            index = int(rest.partition(".")[0])
+            index = block_index(name)
             have = visits.get(index, _Visit(index, (), {}))
             if name in self._resident:
                 have = _Visit(index, have.streamed, {**have.resident, **self._resident[name]})

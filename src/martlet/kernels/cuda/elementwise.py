@@ -9,20 +9,11 @@ import torch
 from torch import Tensor
 
 from martlet.kernels.cuda.driver import Kernel, load_kernels
-from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
+from martlet.kernels.cuda.few_rows import ACTIVATION_NUMBERS, ACTIVATION_TYPES, Epilogue
 from martlet.kernels.norm import Norm
 
-__all__ = ["ACTIVATION_NUMBERS", "can_norm", "finish", "norm"]
+__all__ = ["can_norm", "finish", "norm"]
 
-# By number as in activations.cuh.
-ACTIVATION_NUMBERS = {
-    None: 0,
-    "gelu_new": 1,
-    "gelu_pytorch_tanh": 1,
-    "gelu": 2,
-    "relu": 3,
-    "silu": 4,
-}
 _THREADS = 256
 _VECTOR = 8  # neighbours that a thread computes
 

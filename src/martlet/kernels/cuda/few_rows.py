@@ -19,6 +19,7 @@ from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = [
+    "ACTIVATION_NUMBERS",
     "ACTIVATION_TYPES",
     "MAX_ROWS",
     "Epilogue",
@@ -32,7 +33,8 @@ MAX_ROWS = 16
 """More rows than this are the business of ``many_rows``."""
 
 ACTIVATION_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-_ACTIVATIONS = {
+# By number as in linear_inputs.cuh and activations.cuh.
+ACTIVATION_NUMBERS = {
     None: 0,
     "gelu_new": 1,
     "gelu_pytorch_tanh": 1,
@@ -225,7 +227,7 @@ def _arguments(
         in_features=in_features,
         num_chunks=-(-in_features // TILE_COLUMNS),
         out_features=y.shape[1],
-        activation=_ACTIVATIONS[epilogue.activation],
+        activation=ACTIVATION_NUMBERS[epilogue.activation],
         is_y_float=int(y.dtype == torch.float32),
     )
     for place, (weight, bias) in zip(arguments.segment, segments, strict=False):

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from martlet.kernels.cuda import panels
 from martlet.kernels.cuda.driver import device_limits, load_kernels
-from martlet.kernels.cuda.elementwise import ACTIVATION_NUMBERS
-from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
+from martlet.kernels.cuda.few_rows import ACTIVATION_NUMBERS, ACTIVATION_TYPES, Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route, Size, choose_route
 from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
 from martlet.quantization.scheme import TiledTensor
