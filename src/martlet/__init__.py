@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from martlet.errors import MartletError as MartletError
     from martlet.errors import ModelFileError as ModelFileError
     from martlet.errors import ModelNotFoundError as ModelNotFoundError
+    from martlet.errors import OverloadedError as OverloadedError
     from martlet.errors import ServerUnreachableError as ServerUnreachableError
+    from martlet.errors import UnavailableError as UnavailableError
     from martlet.errors import UsageError as UsageError
     from martlet.errors import VocabularyError as VocabularyError
     from martlet.hub.catalogue import list_models as list_models
@@ -48,8 +50,10 @@ __all__ = [
     "Model",
     "ModelFileError",
     "ModelNotFoundError",
+    "OverloadedError",
     "Plan",
     "ServerUnreachableError",
+    "UnavailableError",
     "UsageError",
     "VocabularyError",
     "__version__",

@@ -14,6 +14,8 @@ was found, what the limit is, and what to do next, in one line.
       ModelFileError                6 / 500   a model file is damaged, hostile or not supported
         VocabularyError             6 / 500   tokenizer and weights do not belong together
       ServerUnreachableError        7 / 502   no server answered
+      OverloadedError               1 / 429   the server's queue is full
+      UnavailableError              1 / 503   the model is loading, restarting, or shutting down
       DeviceError                   1 / 500   the graphics card or its driver refused a call
       KernelCompileError            1 / 500   a GPU kernel could not be compiled for this card
 """
@@ -28,7 +30,9 @@ __all__ = [
     "MartletError",
     "ModelFileError",
     "ModelNotFoundError",
+    "OverloadedError",
     "ServerUnreachableError",
+    "UnavailableError",
     "UsageError",
     "VocabularyError",
 ]
@@ -95,6 +99,34 @@ class ServerUnreachableError(MartletError):
 
     exit_code = 7
     http_status = 502
+
+
+class OverloadedError(MartletError):
+    """The queue of the server is full.
+
+    Attributes:
+        retry_after_seconds: when to try again, from the speed that was measured.
+    """
+
+    http_status = 429
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(MartletError):
+    """The model cannot answer now: it is loading, being restarted, or the server shuts down.
+
+    Attributes:
+        retry_after_seconds: when to try again; None where that would not help.
+    """
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class DeviceError(MartletError):

@@ -1,0 +1,1 @@
+"""Serving models over HTTP; every model runs in a process of its own."""
