@@ -10,21 +10,18 @@ close itself are reported open.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as PyGenerator
 from dataclasses import dataclass, replace
 
+from martlet.engine.blank_marks import BLANK_MARKS, count_blanks, split_at_blanks
 from martlet.engine.blanks import BlankByBlank
 from martlet.engine.request import Context, Finished, Request, SamplingParams, Stats
 from martlet.engine.tasks import TaskModel
 from martlet.errors import UsageError
 
 __all__ = ["BLANK_MARKS", "Blank", "Fill", "Filling", "count_blanks", "split_at_blanks"]
-
-BLANK_MARKS = "<blank>, <span> or __"
-_BLANK = re.compile(r"<blank>|<span>|[_＿]{2,}")
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,6 @@ class Fill:
     text: str
     blanks: tuple[Blank, ...]
     stats: Stats
-
-
-def split_at_blanks(text: str) -> list[str]:
-    """The pieces of a text around its blanks: one more piece than blanks.
-
-    A blank is written ``<blank>``, ``<span>``, or as two or more underscores, of any width, in a
-    row.
-
-    Raises:
-        UsageError: there is no blank.
-    """
-    pieces = _BLANK.split(text)
-    if len(pieces) < 2:
-        raise UsageError(f"the text has no blank; write {BLANK_MARKS} where words are missing")
-    return pieces
-
-
-def count_blanks(text: object) -> int:
-    """Blanks of a text or of the list of pieces around them; 0 for what is neither."""
-    if isinstance(text, str):
-        return len(_BLANK.findall(text))
-    return max(0, len(text) - 1) if isinstance(text, Sequence) else 0
 
 
 class Filling:
