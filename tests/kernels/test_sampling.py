@@ -211,3 +211,37 @@ def test_equal_logits_and_numbers_give_equal_tokens_again_and_again(fields):
     rows = _logits(20, 50000, seed=9, spread=0.01)
     params = SamplingParams(seed=6, **fields)
     assert _chosen_on("cuda", params, rows) == _chosen_on("cuda", params, rows)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_slot_may_have_a_mask_of_its_own(device):
+    """As texts of different models' formats do that are written in one batch."""
+    logits = torch.zeros(3, 5003)
+    logits[:, 7], logits[:, 4000] = 5.0, 4.0
+    masks = torch.zeros(3, 5003, dtype=torch.bool)
+    masks[1, 7] = True
+    masks[2, [7, 4000]] = True
+    sampling = SampleState.allocate(3, 5003, 4, torch.device(device))
+    sampling.settings[:] = torch.tensor([0.0, 0, 1, 0, 1, 0, 0], dtype=torch.float64)
+    state = StepState.allocate(torch.zeros(3, dtype=torch.int32, device=device), 4)
+    ops.most_probable(logits.to(device), masks.to(device), state)
+    assert state.token_ids.tolist() == [7, 4000, 0]
+    state.token_ids.zero_()
+    ops.sample(logits.to(device), masks.to(device), sampling, state)
+    assert state.token_ids.tolist() == [7, 4000, 0]
+    assert state.logprobs[2] < state.logprobs[1] < state.logprobs[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_slots_are_a_state_in_the_same_memory(device):
+    sampling = SampleState.allocate(4, 100, 4, torch.device(device))
+    state = StepState.allocate(torch.zeros(4, dtype=torch.int32, device=device), 4)
+    few, few_sampling = state.first(2), sampling.first(2)
+    logits = torch.zeros(2, 100, device=device)
+    logits[:, 9] = 3.0
+    ops.sample(logits, None, few_sampling, few)
+    ops.finish_step(few, torch.tensor([9], dtype=torch.int32, device=device))
+    assert state.token_ids.tolist() == [9, 9, 0, 0]
+    assert state.lengths.tolist() == [1, 1, 0, 0]
+    assert state.is_done.tolist() == [1, 1, 0, 0]
+    assert sampling.output_counts[:, 9].tolist() == [1, 1, 0, 0]

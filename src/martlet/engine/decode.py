@@ -1,34 +1,25 @@
 """Decode steps as one unit of work: captured once, launched token by token.
 
-A step reads each slot's last token from the device's memory, runs the decoder, and leaves the next
-token where the following step finds it. So steps can be launched one behind the other, and the
-host looks at the tokens when it likes. Copies of streamed weights are part of the step.
+Each step leaves the next token where the following one finds it (see ``step_graphs.py``). So steps
+can be launched one behind the other, and the host looks at the tokens when it likes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from martlet.engine.sampler import Chances
-from martlet.kernels import ops
-from martlet.kernels.sample_state import SETTINGS, SampleState
+from martlet.engine.step_graphs import Choice, StepGraphs, set_chances
+from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
 from martlet.layers.kv_cache import KVCache
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["Choice", "DecodeLoop"]
-
-Choice = Literal["most_probable", "sampled", "none"]
-"""How a step finds the token that the next one reads; "none": the caller feeds it."""
-
-# Ending tokens that a captured step has room for; no model has as many.
-_USUAL_ENDING_IDS = 8
-_NO_TOKEN = -1
+__all__ = ["DecodeLoop"]
 
 
 class DecodeLoop:
@@ -49,12 +40,8 @@ class DecodeLoop:
         self._chances: SampleState | None = None
         device = executor.device
         self._suppressed = torch.zeros(architecture.vocab_size, dtype=torch.bool, device=device)
-        self._ending_ids = self._room_for_ending_ids(_USUAL_ENDING_IDS)
         self.choice: Choice = "most_probable"
-        self._graphs: dict[Choice, torch.cuda.CUDAGraph] = {}
-        self._graph_logits: dict[Choice, Tensor] = {}
-        self._logits = torch.empty(0)
-        self._has_run: set[Choice] = set()
+        self._graphs = StepGraphs(architecture, executor, cache, self._state, self._suppressed)
         self._events: list[torch.cuda.Event] = []
         self.num_launched = 0
 
@@ -81,7 +68,7 @@ class DecodeLoop:
             self._cache.begin_steps()
             for counter in (state.num_output, state.is_done, state.status):
                 counter.zero_()
-            self._set_ending_ids(sorted(ending_ids))
+            self._graphs.end_at(sorted(ending_ids))
             if choice == "sampled":
                 self._set_chances(chances)
         self.feed(token_ids)
@@ -135,7 +122,7 @@ class DecodeLoop:
         """
         assert self.choice == "none", "other steps use that memory again"
         with torch.inference_mode():
-            return self._logits.clone()
+            return self._graphs.logits.clone()
 
     def end(self, lengths: Sequence[int] | None = None) -> None:
         """Hand the cache back, with everything in it that the steps have read.
@@ -152,77 +139,17 @@ class DecodeLoop:
             self._events[-1].synchronize()
 
     def _launch_one(self) -> None:
-        choice = self.choice
-        graph = self._graphs.get(choice)
-        is_capturable = self._executor.is_capturable
-        if graph is None and is_capturable and choice in self._has_run:
-            graph = self._graphs[choice] = self._capture()
-        if graph is None:
-            self._step()
-            self._has_run.add(choice)
-        else:
-            self._logits = self._graph_logits[choice]
-            graph.replay()
+        self._graphs.launch(self.choice)
         if self._executor.device.type == "cuda":
             self._events.append(torch.cuda.current_stream(self._executor.device).record_event())
         self.num_launched += 1
-
-    def _step(self) -> None:
-        executor, architecture, state = self._executor, self._architecture, self._state
-        # Attention looks at lengths and keys ahead of its turn: the step before must have ended.
-        ops.break_launch_chain()
-        fixed = executor.fixed()
-        rows = state.token_ids[:, None]  # (num_slots, 1)
-        hidden, shared = architecture.embed(fixed, "decoder", rows, self._cache)
-        for index, weights in executor.blocks("decode"):
-            hidden = architecture.block("decoder", index, weights, hidden, shared, self._cache)
-        logits = architecture.head(fixed, "decoder", hidden)[:, 0]
-        if self.choice == "most_probable":
-            ops.most_probable(logits, self._suppressed, state)
-        elif self.choice == "sampled":
-            assert self._chances is not None
-            ops.sample(logits, self._suppressed, self._chances, state)
-        ops.finish_step(state, self._ending_ids)
-        self._logits = logits
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(self._executor.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._executor.device))
-        with torch.cuda.stream(stream):
-            # Other threads may go on using the device.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._step()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(self._executor.device).wait_stream(stream)
-        self._graph_logits[self.choice] = self._logits
-        return graph
-
-    def _set_ending_ids(self, ending_ids: Sequence[int]) -> None:
-        if len(ending_ids) > self._ending_ids.shape[0]:
-            self._graphs.clear()  # how many there are is part of a captured step
-            self._ending_ids = self._room_for_ending_ids(len(ending_ids))
-        room = [_NO_TOKEN] * (self._ending_ids.shape[0] - len(ending_ids))
-        self._ending_ids.copy_(torch.tensor([*ending_ids, *room], dtype=torch.int32))
-
-    def _room_for_ending_ids(self, count: int) -> Tensor:
-        return torch.zeros(count, dtype=torch.int32, device=self._executor.device)
 
     def _set_chances(self, chances: Sequence[Chances]) -> None:
         num_slots, max_steps = self._state.output_ids.shape
         assert len(chances) == num_slots
         if self._chances is None:
-            self._chances = SampleState.allocate(
+            self._chances = self._graphs.chances = SampleState.allocate(
                 num_slots, self._architecture.vocab_size, max_steps, self._executor.device
             )
-        state = self._chances
-        settings = [[float(getattr(each.params, name)) for name in SETTINGS] for each in chances]
-        state.settings.copy_(torch.tensor(settings, dtype=torch.float64))
-        state.num_drawn.zero_()
         for slot, each in enumerate(chances):
-            state.output_counts[slot].copy_(each.output_counts)
-            state.seen[slot].copy_(each.seen)
-            num_uniforms = min(len(each.uniforms), max_steps)
-            state.uniforms[slot, :num_uniforms].copy_(each.uniforms[:num_uniforms])
+            set_chances(self._chances, slot, each)

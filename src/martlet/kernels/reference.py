@@ -243,7 +243,8 @@ def sample(
     for slot, (temperature, *cuts) in enumerate(chances.settings[:, :4].tolist()):
         scores = _penalised(logits[slot], slot, chances)
         if suppressed is not None:
-            scores = scores.masked_fill(suppressed, -math.inf)
+            mask = suppressed if suppressed.ndim == 1 else suppressed[slot]
+            scores = scores.masked_fill(mask, -math.inf)
         chances.scores[slot] = scores
         usable = logits[slot].isfinite().all() and scores.max() > -math.inf
         token_id = int(scores.argmax())

@@ -61,3 +61,7 @@ class SampleState:
             scores=zeros(num_slots, vocab_size, dtype=torch.float32),
             weights=zeros(num_slots, vocab_size, dtype=torch.int64),
         )
+
+    def first(self, num_slots: int) -> SampleState:
+        """The state of the first slots, in the same memory."""
+        return SampleState(**{name: tensor[:num_slots] for name, tensor in vars(self).items()})

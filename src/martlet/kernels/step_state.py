@@ -59,3 +59,11 @@ class StepState:
             is_done=zeros(num_slots, dtype=torch.int32),
             status=zeros(1, dtype=torch.int32),
         )
+
+    def first(self, num_slots: int) -> StepState:
+        """The state of the first slots, in the same memory; the status is that of all."""
+        parts = {
+            name: tensor if name == "status" else tensor[:num_slots]
+            for name, tensor in vars(self).items()
+        }
+        return StepState(**parts)

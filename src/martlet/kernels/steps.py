@@ -71,7 +71,8 @@ def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -
 
     Shapes:
         logits: (num_slots, vocab_size) float32
-        suppressed: (vocab_size,) bool, True = must not be chosen
+        suppressed: (vocab_size,), or a row a slot (num_slots, vocab_size), bool, True = must not
+            be chosen
     """
     if logits.is_cuda:
         decode.most_probable(logits, suppressed, state)
@@ -91,7 +92,8 @@ def sample(
 
     Shapes:
         logits: (num_slots, vocab_size) float32
-        suppressed: (vocab_size,) bool, True = must not be chosen
+        suppressed: (vocab_size,), or a row a slot (num_slots, vocab_size), bool, True = must not
+            be chosen
     """
     if logits.is_cuda:
         sampling.sample(logits, suppressed, chances, state)

@@ -191,7 +191,7 @@ def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -
 
     Shapes:
         logits: (num_slots, vocab_size) float32, contiguous
-        suppressed: (vocab_size,) bool
+        suppressed: (vocab_size,) or (num_slots, vocab_size) bool, contiguous
     """
     num_slots, vocab_size = logits.shape
     assert logits.dtype == torch.float32
@@ -201,6 +201,7 @@ def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -
         1024,
         logits,
         suppressed,
+        vocab_size if suppressed is not None and suppressed.ndim == 2 else 0,
         vocab_size,
         state.token_ids,
         state.logprobs,

@@ -293,9 +293,10 @@ __device__ Sum weigh(const float* scores, u64* weights, int vocab_size, float be
     return all;
 }
 
-// Grid: one block a row. `status`: bit 0 = a logit was not finite, or no token may be chosen.
+// Grid: one block a row; each has its own row of `suppressed`, `suppressed_stride` apart (0: all have
+// the same). `status`: bit 0 = a logit was not finite, or no token may be chosen.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    sample(const float* all_logits, const u8* suppressed, int vocab_size,
+    sample(const float* all_logits, const u8* suppressed, int suppressed_stride, int vocab_size,
            const Settings* all_settings, int* all_counts, u8* all_seen, const double* uniforms,
            int uniforms_capacity, int* num_drawn, const int* is_done, float* all_scores,
            u64* all_weights, long long* token_ids, float* logprobs, int* status) {
@@ -304,6 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     wait_for_inputs();
     const int slot = blockIdx.x;
     const size_t first = (size_t)slot * vocab_size;
+    if (suppressed) suppressed += (size_t)slot * suppressed_stride;
     const Settings settings = all_settings[slot];
     const Penalties penalties = {(float)settings.repetition_penalty,
                                  (float)settings.presence_penalty,

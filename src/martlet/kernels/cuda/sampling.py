@@ -23,7 +23,7 @@ def sample(
 
     Shapes:
         logits: (num_slots, vocab_size) float32, contiguous
-        suppressed: (vocab_size,) bool
+        suppressed: (vocab_size,) or (num_slots, vocab_size) bool, contiguous
     """
     num_slots, vocab_size = logits.shape
     assert logits.dtype == torch.float32
@@ -35,6 +35,7 @@ def sample(
         1024,
         logits,
         suppressed,
+        vocab_size if suppressed is not None and suppressed.ndim == 2 else 0,
         vocab_size,
         sampling.settings,
         sampling.output_counts,

@@ -32,16 +32,18 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // The most probable token of each row that is not suppressed, and its log-probability among all.
-// Grid: one block a row. `status`: bit 0 = a logit was not finite.
+// Grid: one block a row; each has its own row of `suppressed`, `suppressed_stride` apart (0: all have
+// the same). `status`: bit 0 = a logit was not finite.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    most_probable(const float* logits, const u8* suppressed, int vocab_size, long long* token_ids,
-                  float* logprobs, int* status) {
+    most_probable(const float* logits, const u8* suppressed, int suppressed_stride, int vocab_size,
+                  long long* token_ids, float* logprobs, int* status) {
     __shared__ Best bests[32];
     __shared__ LogSum log_sums[32];
     __shared__ int is_bad;
     allow_next_kernel();
     wait_for_inputs();
     const float* row = logits + (size_t)blockIdx.x * vocab_size;
+    if (suppressed) suppressed += (size_t)blockIdx.x * suppressed_stride;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     if (threadIdx.x == 0) is_bad = 0;
     __syncthreads();
