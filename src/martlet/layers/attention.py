@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls 
 from torch import Tensor
 
 from martlet.kernels import ops
-from martlet.layers.kv_cache import KVCache
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.rotary import Rotation
 
 __all__ = [
@@ -80,7 +80,7 @@ class Heads:
 
 
 def self_attention(
-    qkv: Sequence[Tensor], heads: Heads, step: Pass, cache: KVCache | None, layer: int
+    qkv: Sequence[Tensor], heads: Heads, step: Pass, cache: DecoderCache | None, layer: int
 ) -> Tensor:
     """What each token gathers from those it may see; its own keys and values go into the cache.
 
@@ -96,10 +96,11 @@ def self_attention(
     assert keys.shape[2] == values.shape[2] == heads.num_kv_heads * heads.head_dim
     if step.on_device is not None:
         assert cache is not None
+        assert cache.stepping is not None
         assert queries.shape[1] == 1
         return ops.step_attention(
             [part[:, 0] for part in qkv],
-            cache.step_view(layer),
+            cache.stepping.step_view(layer),
             heads.scale,
             step.on_device.bias,
             step.on_device.frequency,
@@ -119,7 +120,7 @@ def cross_attention(
     project: Callable[[Tensor], Sequence[Tensor]],
     heads: Heads,
     step: Pass,
-    cache: KVCache,
+    cache: DecoderCache,
     layer: int,
 ) -> Tensor:
     """What each token gathers from the encoder's output that the cache holds.
@@ -139,7 +140,8 @@ def cross_attention(
 
     assert q.shape[2] == heads.num_heads * heads.head_dim
     if step.on_device is not None:
-        view = cache.encoder_step_view(layer)
+        assert cache.stepping is not None
+        view = cache.stepping.encoder_step_view(layer)
         return ops.step_attention((q[:, 0], None, None), view, heads.scale)[:, None]
     k, v = cache.encoder_keys_values(layer, split_project)
     mixed = ops.attention(split_heads(q, heads.num_heads), k, v, step.cross_bias, scale=heads.scale)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache
 from martlet.quantization.scheme import Weight
 
@@ -99,7 +100,7 @@ class Architecture(Protocol):
         fixed: Weights,
         stack: Stack,
         token_ids: Tensor,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Enter a stack: the hidden state, and what all blocks of this pass share (masks, bias).
@@ -123,7 +124,7 @@ class Architecture(Protocol):
         weights: Weights,
         hidden: Tensor,
         step: Any,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
     ) -> Tensor:
         """One block: the new hidden state, same shape; keys and values go into the cache.
 
@@ -136,6 +137,6 @@ class Architecture(Protocol):
         """Leave a stack.
 
         Encoder: the final norm, (batch, num_tokens, hidden_size), which goes to
-        ``KVCache.set_encoder_output``. Decoder: logits, (batch, num_tokens, vocab_size) float32.
+        ``CacheRows.set_encoder_output``. Decoder: logits, (batch, num_tokens, vocab_size) float32.
         """
         ...

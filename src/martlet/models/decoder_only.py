@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec
 
@@ -65,7 +66,7 @@ class DecoderOnly:
         return (BlockSpec(FIXED, "", tuple(fixed)), *blocks)
 
     def _places(
-        self, token_ids: Tensor, cache: KVCache | None, lengths: Tensor | None
+        self, token_ids: Tensor, cache: DecoderCache | None, lengths: Tensor | None
     ) -> tuple[list[int], list[int], int]:
         """By row: the position of the first token and the real tokens; and the keys to attend to.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self_attention
-from martlet.layers.kv_cache import KVCache
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
 from martlet.models.architecture import BlockSpec, Stack, TensorSpec, Weights
@@ -122,15 +122,15 @@ class GPT2(DecoderOnly):
         fixed: Weights,
         stack: Stack,
         token_ids: Tensor,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Pass]:
         """Token plus position embeddings, in the dtype of the final norm's weight."""
         assert stack == "decoder"
-        if cache is not None and cache.is_stepping:
+        if cache is not None and cache.stepping is not None:
             dtype = vector(fixed, f"{_LN_F}.weight").dtype
             hidden = ops.step_embedding(
-                fixed[_WTE], token_ids, dtype, vector(fixed, _WPE), cache.step_lengths
+                fixed[_WTE], token_ids, dtype, vector(fixed, _WPE), cache.stepping.step_lengths
             )
             return hidden, Pass([1] * len(token_ids), None, False, on_device=DeviceStep())
         starts, counts, num_keys = self._places(token_ids, cache, lengths)
@@ -152,7 +152,7 @@ class GPT2(DecoderOnly):
         weights: Weights,
         hidden: Tensor,
         step: Pass,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
     ) -> Tensor:
         """Attention, then the feed-forward network; the last block advances the cache."""
         eps, activation = self.config.layer_norm_epsilon, self.config.activation_function

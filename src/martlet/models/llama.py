@@ -11,7 +11,7 @@ from torch import Tensor
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self_attention
-from martlet.layers.kv_cache import KVCache
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.rotary import frequencies, rotation
@@ -147,7 +147,7 @@ class Llama(DecoderOnly):
         fixed: Weights,
         stack: Stack,
         token_ids: Tensor,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
@@ -155,8 +155,8 @@ class Llama(DecoderOnly):
         config = self.config
         dtype = vector(fixed, f"{_NORM}.weight").dtype
         hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
-        if cache is not None and cache.is_stepping:
-            frequency = cache.step_constant(
+        if cache is not None and cache.stepping is not None:
+            frequency = cache.stepping.step_constant(
                 "frequency",
                 lambda: frequencies(config.head_dim, config.rope_theta, hidden.device),
             )
@@ -175,7 +175,7 @@ class Llama(DecoderOnly):
         weights: Weights,
         hidden: Tensor,
         step: Pass,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
     ) -> Tensor:
         """Attention, then the feed-forward network; the last block advances the cache."""
         eps = self.config.rms_norm_eps

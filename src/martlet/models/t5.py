@@ -16,6 +16,7 @@ from martlet.layers.attention import (
     padding_bias,
     self_attention,
 )
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
@@ -121,7 +122,7 @@ class T5:
         fixed: Weights,
         stack: Stack,
         token_ids: Tensor,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the stack's final norm; a decoder needs its cache."""
@@ -136,8 +137,8 @@ class T5:
             bias = aligned_bias(bias if padding is None else bias + padding)
             return hidden, Pass(counts, bias, False)
         assert cache is not None, "the decoder finds the encoder's output in the cache"
-        if cache.is_stepping:
-            by_distance = cache.step_constant(
+        if cache.stepping is not None:
+            by_distance = cache.stepping.step_constant(
                 "decoder bias", lambda: bias_by_distance(table, self._buckets(stack))
             )
             return hidden, Pass(counts, None, False, on_device=DeviceStep(bias=by_distance))
@@ -164,7 +165,7 @@ class T5:
         weights: Weights,
         hidden: Tensor,
         step: Pass,
-        cache: KVCache | None,
+        cache: DecoderCache | None,
     ) -> Tensor:
         """Attention (twice in the decoder), then the feed-forward network.
 
@@ -182,7 +183,7 @@ class T5:
         return hidden
 
     def _self_attention(
-        self, weights: Weights, hidden: Tensor, step: Pass, cache: KVCache | None, index: int
+        self, weights: Weights, hidden: Tensor, step: Pass, cache: DecoderCache | None, index: int
     ) -> Tensor:
         name = "layer.0.SelfAttention"
         norm = self._norm(weights, "layer.0.layer_norm")
@@ -191,7 +192,7 @@ class T5:
         return linear(weights, f"{name}.o", mixed, residual=hidden)
 
     def _cross_attention(
-        self, weights: Weights, hidden: Tensor, step: Pass, cache: KVCache, index: int
+        self, weights: Weights, hidden: Tensor, step: Pass, cache: DecoderCache, index: int
     ) -> Tensor:
         name = "layer.1.EncDecAttention"
 
