@@ -10,8 +10,10 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 __all__ = [
     "CancelMessage",
+    "ConfigureMessage",
     "ErrorDetails",
     "Event",
+    "FailureMessage",
     "HelloMessage",
     "JobSpec",
     "StatusMessage",
@@ -53,6 +55,14 @@ class JobSpec(TypedDict):
     num_choices: int
     top_logprobs: int | None
     format: dict[str, Any] | None
+
+
+class ConfigureMessage(TypedDict):
+    """To the model, once and first: the folder to load and the keywords of ``martlet.load``."""
+
+    op: Literal["configure"]
+    folder: str
+    options: dict[str, Any]
 
 
 class SubmitMessage(TypedDict):
@@ -137,6 +147,13 @@ class HelloMessage(TypedDict):
     weight_bytes: int
     load_seconds: float
     plan: dict[str, Any]
+
+
+class FailureMessage(TypedDict):
+    """From the model, instead of hello: it could not be loaded, and the process ends."""
+
+    op: Literal["failure"]
+    error: ErrorDetails
 
 
 class StatusMessage(TypedDict):

@@ -1,0 +1,179 @@
+"""Which jobs a model takes, and when a refused client shall come back: arithmetic alone.
+
+Nothing is tokenised for it, so a refusal costs nothing: a character counts as a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from martlet.errors import ContextLengthError, MartletError, OverloadedError
+from martlet.server.messages import JobSpec
+
+__all__ = ["Admission", "Cost", "Limits", "Refusal", "bounded_retry_after", "cost_of"]
+
+_SHORTEST_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 120.0
+# What is reckoned with until something has been measured.
+_USUAL_OUTPUT_TOKENS = 128
+_USUAL_TOKENS_PER_SECOND = 10.0
+# Weight of the newest measurement of the speed.
+_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait; see ``ServerSettings``."""
+
+    max_queue: int
+    max_queued_tokens: int
+    max_jobs_per_client: int | None = None
+
+
+@dataclass
+class Cost:
+    """What a job may take: tokens to read, and tokens that it may still write, over all choices."""
+
+    prompt_tokens: int
+    output_tokens: int
+    client: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a job is not taken: ``reason`` is a word for counters."""
+
+    reason: str
+    error: MartletError
+
+
+def bounded_retry_after(seconds: float) -> float:
+    """A time to come back that clients accept: from 1 to 120 seconds."""
+    return min(max(seconds, _SHORTEST_RETRY_SECONDS), _LONGEST_RETRY_SECONDS)
+
+
+def cost_of(job: JobSpec, client: str) -> Cost:
+    """What a job may take, from its characters and ``max_tokens``."""
+    task = job["task"]
+    texts: list[str | list[int]] = [message["content"] for message in task.get("messages", ())]
+    texts += task.get("pieces", [])
+    texts += task.get("inputs", [])
+    texts += [task.get("prompt", ""), task.get("text", ""), task.get("token_ids", [])]
+    num_choices = max(1, job["num_choices"])
+    writes = task["kind"] in ("chat", "complete", "write", "fill")
+    output_tokens = job["params"].get("max_tokens") or _USUAL_OUTPUT_TOKENS
+    return Cost(
+        prompt_tokens=num_choices * sum(map(len, texts)),
+        output_tokens=num_choices * output_tokens if writes else 0,
+        client=client,
+    )
+
+
+class Admission:
+    """The jobs of a model, as far as admission needs to know them.
+
+    ``num_slots`` is set once the model is loaded.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.num_slots = 1
+        self._limits = limits
+        self._waiting: dict[str, Cost] = {}  # in the order of submission
+        self._running: dict[str, Cost] = {}
+        self._tokens_per_second: float | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs of which no choice has left the queue."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Jobs of which a choice has left the queue."""
+        return len(self._running)
+
+    def refusal(self, cost: Cost) -> Refusal | None:
+        """Why a job cannot be taken now; None if it can."""
+        limits = self._limits
+        if cost.prompt_tokens > limits.max_queued_tokens:
+            return Refusal(
+                "length",
+                ContextLengthError(
+                    f"the prompt has {cost.prompt_tokens:,} characters, all choices counted, and "
+                    f"this server takes at most {limits.max_queued_tokens:,}; use a shorter text, "
+                    "or start it with a larger --max-queued-tokens"
+                ),
+            )
+        num_queued = self.num_waiting + 1 - max(0, self.num_slots - self.num_running)
+        if num_queued > limits.max_queue:
+            return self._overloaded(
+                "queue", f"{self.num_waiting} requests wait already, at most {limits.max_queue} may"
+            )
+        queued_tokens = sum(waiting.prompt_tokens for waiting in self._waiting.values())
+        if queued_tokens + cost.prompt_tokens > limits.max_queued_tokens:
+            return self._overloaded(
+                "tokens",
+                f"{queued_tokens:,} characters wait already, at most "
+                f"{limits.max_queued_tokens:,} may with the {cost.prompt_tokens:,} of this request",
+            )
+        if limits.max_jobs_per_client is not None:
+            num_jobs = sum(
+                other.client == cost.client
+                for other in (*self._waiting.values(), *self._running.values())
+            )
+            if num_jobs >= limits.max_jobs_per_client:
+                return self._overloaded(
+                    "client",
+                    f"this client has {num_jobs} requests at work, at most "
+                    f"{limits.max_jobs_per_client} may be",
+                )
+        return None
+
+    def add(self, job_id: str, cost: Cost) -> None:
+        """A job was sent to the model."""
+        self._waiting[job_id] = cost
+
+    def start(self, job_id: str) -> None:
+        """A choice of the job left the queue."""
+        cost = self._waiting.pop(job_id, None)
+        if cost is not None:
+            self._running[job_id] = cost
+
+    def count_output(self, job_id: str, num_tokens: int) -> None:
+        """A running job wrote so many of its tokens."""
+        cost = self._running.get(job_id)
+        if cost is not None:
+            cost.output_tokens = max(0, cost.output_tokens - num_tokens)
+
+    def remove(self, job_id: str) -> None:
+        """The job has ended, in whatever way."""
+        self._waiting.pop(job_id, None)
+        self._running.pop(job_id, None)
+
+    def is_waiting(self, job_id: str) -> bool:
+        """Whether the job has been sent and no choice of it was started."""
+        return job_id in self._waiting
+
+    def position(self, job_id: str) -> int:
+        """Jobs that were sent before this one and wait like it; 0 once it runs."""
+        return list(self._waiting).index(job_id) if job_id in self._waiting else 0
+
+    def measure(self, tokens_per_second: float) -> None:
+        """The model wrote with this speed, over all texts."""
+        if tokens_per_second <= 0:
+            return
+        before = self._tokens_per_second or tokens_per_second
+        self._tokens_per_second = before + _SMOOTHING * (tokens_per_second - before)
+
+    def retry_after_seconds(self) -> float:
+        """When all that runs and waits now will be done, as far as can be told; 1 to 120."""
+        tokens = sum(
+            cost.output_tokens for cost in (*self._waiting.values(), *self._running.values())
+        )
+        speed = self._tokens_per_second or _USUAL_TOKENS_PER_SECOND
+        return bounded_retry_after(tokens / speed)
+
+    def _overloaded(self, reason: str, message: str) -> Refusal:
+        seconds = self.retry_after_seconds()
+        error = OverloadedError(f"{message}; try again in {seconds:.0f} s", seconds)
+        return Refusal(reason, error)
