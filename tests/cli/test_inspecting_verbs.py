@@ -53,6 +53,20 @@ def test_plan_for_people_has_a_row_a_stack_and_the_total(martlet, tiny_cpm2):
     assert plan.describe() in shown
 
 
+def test_the_plan_verb_shows_what_serving_costs(martlet, tiny_cpm2):
+    texts = ("--slots", "4", "--context", "100")
+    shown = martlet("plan", tiny_cpm2, "--device", "cpu", *texts).stdout
+    assert "KV cache of 4 x 100 tokens" in shown
+    card = (*CARD, "--gpu-memory", "2GiB", "--slots", "auto")
+    facts = json.loads(martlet("plan", tiny_cpm2, *card, "--json").stdout)
+    assert (facts["device"], facts["num_texts"]) == ("cuda", 16)
+    for value in ("0", "257", "many"):
+        refused = martlet("plan", tiny_cpm2, "--slots", value)
+        assert refused.code == 2
+        assert "--slots" in refused.stderr
+        assert "auto" in refused.stderr
+
+
 CARD = ("--gpu-bandwidth", "150GB/s", "--pcie-bandwidth", "10GB/s", "--gpu-flops", "4T")
 
 

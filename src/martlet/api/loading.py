@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Card:
     compute_capability: tuple[int, int] = (8, 0)
 
 
-def load(
+def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     model: str | Path,
     *,
     gpu_memory: str | int | None = None,
@@ -51,6 +52,8 @@ def load(
     quantize: str | None = None,
     device: str = "auto",
     num_threads: int | None = None,
+    slots: int | Literal["auto"] | None = None,
+    context: int | None = None,
 ) -> Model:
     """The model of that name or in that folder, ready to use.
 
@@ -63,6 +66,11 @@ def load(
         device: "cuda", "cpu", or "auto": the GPU where the model fits, else the CPU.
         num_threads: threads of the CPU for this model; None = torch's choice for reading a prompt,
             and for single tokens of a small model one.
+        slots: texts that a batch writes at a time, whose caches the plan pays for; "auto" = 16,
+            8, 4, 2 or 1, the most whose caches take a quarter of the memory that computes at most.
+            None = one text, without a batch.
+        context: tokens of the decoder in a slot, at most; None = the positions of the model, but
+            no more than 2048, or 512 where it has no limit.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -70,15 +78,15 @@ def load(
         CapacityError: it does not fit into memory.
         UsageError: an argument is not valid.
     """
-    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads)
+    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context)
     folder = ModelFolder(resolve(model))
     planned = folder.plan(options)
     name = Path(model).name or str(model)
     task_model = folder.load(name, planned, _transform(folder, options))
-    return Model(task_model, planned.plan, folder.store.generation)
+    return Model(task_model, planned.plan, planned.limits, folder.store.generation)
 
 
-def plan(
+def plan(  # noqa: PLR0913  (the arguments of load)
     model: str | Path,
     *,
     gpu_memory: str | int | None = None,
@@ -86,13 +94,15 @@ def plan(
     quantize: str | None = None,
     device: str = "auto",
     num_threads: int | None = None,
+    slots: int | Literal["auto"] | None = None,
+    context: int | None = None,
 ) -> Plan:
     """The plan that ``load`` with the same arguments would follow; reads no weights.
 
     Raises:
         ModelNotFoundError, ModelFileError, CapacityError, UsageError: as ``load``.
     """
-    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads)
+    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context)
     return ModelFolder(resolve(model)).plan(options).plan
 
 
@@ -102,6 +112,8 @@ def plan_for_card(
     *,
     ram: str | int | None = None,
     quantize: str | None = None,
+    slots: int | Literal["auto"] | None = None,
+    context: int | None = None,
 ) -> Plan:
     """The plan on a graphics card that need not be here, with the speed to expect from it.
 
@@ -117,7 +129,7 @@ def plan_for_card(
         pcie_bytes_per_second=parse_rate(card.pcie_bandwidth, "pcie_bandwidth"),
         flops_per_second=None if card.flops is None else parse_flops(card.flops, "flops"),
     )
-    options = LoadOptions(ram=ram, quantize=quantize, device="cuda")
+    options = LoadOptions(ram=ram, quantize=quantize, device="cuda", slots=slots, context=context)
     return ModelFolder(resolve(model)).plan_for_card(gpu, bandwidth, options)
 
 

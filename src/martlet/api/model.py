@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 from torch import Tensor
 
 from martlet.compression.perplexity import TextScore, score_causal, score_conditional
+from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.chat import chat
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
@@ -45,14 +46,20 @@ class SamplingOptions(TypedDict, total=False):
 class Model:
     """A loaded model. Made by ``martlet.load``; runs one text at a time.
 
-    ``plan`` is the plan in force. ``last_stats`` tells how the last text that ended went: tokens,
+    ``plan`` is the plan in force, ``batch_limits`` the texts that it has memory for at a time.
+    ``last_stats`` tells how the last text that ended went: tokens,
     tokens per second, time to the first token, why it ended, the seed.
     """
 
     def __init__(
-        self, task_model: TaskModel, plan: Plan, generation: Mapping[str, Any] | None = None
+        self,
+        task_model: TaskModel,
+        plan: Plan,
+        batch_limits: BatchLimits,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan = plan
+        self.batch_limits = batch_limits
         self.last_stats: Stats | None = None
         self._model = task_model
         self._defaults = {

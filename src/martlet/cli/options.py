@@ -16,14 +16,16 @@ __all__ = [
     "TEXT",
     "LoadOptions",
     "SamplingOptions",
+    "ServingOptions",
     "as_json",
     "load_options",
     "model_argument",
     "sampling_options",
+    "serving_options",
 ]
 
 Command = Callable[..., None]
-_Options = TypeVar("_Options", "LoadOptions", "SamplingOptions")
+_Options = TypeVar("_Options", "LoadOptions", "SamplingOptions", "ServingOptions")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ class SamplingOptions:
         }
 
 
+@dataclass(frozen=True)
+class ServingOptions:
+    """For how many texts at a time memory is planned; None where the flag was left out."""
+
+    slots: int | str | None
+    context: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``martlet.load`` and ``martlet.plan``."""
+        return {"slots": self.slots, "context": self.context}
+
+
 # ParamType takes a type argument from click 8.4 on only.
 class _Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
@@ -94,6 +108,23 @@ class _Text(click.ParamType):  # type: ignore[type-arg]
                 ctx,
             )
         return text
+
+
+class _Slots(click.ParamType):  # type: ignore[type-arg]
+    """A number of texts, or "auto"."""
+
+    name = "slots"
+    _number = click.IntRange(1, 256)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "auto":
+            return "auto"
+        try:
+            return int(self._number.convert(value, param, ctx))
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}; it may also be auto.", param, ctx)
 
 
 class _Number(click.FloatRange):
@@ -131,6 +162,21 @@ _LOAD = (
     ),
     click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
+    ),
+)
+
+_SERVING = (
+    click.option(
+        "--slots",
+        type=_Slots(),
+        metavar="N",
+        help="Texts to write at a time; auto = up to 16, as memory allows.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(8, 1 << 20),
+        metavar="N",
+        help="Tokens that each of them may have at most.",
     ),
 )
 
@@ -192,6 +238,11 @@ def load_options(function: Command) -> Command:
 def sampling_options(function: Command) -> Command:
     """Add the flags of generation; the verb gets them as ``sampling: SamplingOptions``."""
     return _grouped(function, "sampling", SamplingOptions, _SAMPLING)
+
+
+def serving_options(function: Command) -> Command:
+    """Add the flags of serving; the verb gets them as ``serving: ServingOptions``."""
+    return _grouped(function, "serving", ServingOptions, _SERVING)
 
 
 def _grouped(

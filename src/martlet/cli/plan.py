@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from martlet.cli.options import LoadOptions, as_json, load_options, model_argument
+from martlet.cli.options import (
+    LoadOptions,
+    ServingOptions,
+    as_json,
+    load_options,
+    model_argument,
+    serving_options,
+)
 from martlet.cli.output import print_json
 from martlet.errors import UsageError
 
@@ -32,6 +39,7 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
 @model_argument
 @as_json
 @load_options
+@serving_options
 @click.option(
     "--gpu-bandwidth",
     type=_Rate(),
@@ -43,16 +51,18 @@ def command(
     model: str,
     as_json: bool,
     loading: LoadOptions,
-    gpu_bandwidth: float | None,
-    pcie_bandwidth: float | None,
-    gpu_flops: float | None,
+    serving: ServingOptions,
+    **rates: float | None,
 ) -> None:
     """Show where the weights of MODEL would live and how fast it would be; loads none of them.
 
-    Rates are those that are reached, about 0.8 of what a data sheet says.
+    Rates are those that are reached, about 0.8 of what a data sheet says. With --slots it shows
+    what serving so many texts at a time would take.
     """
-    rates = (gpu_bandwidth, pcie_bandwidth, gpu_flops)
-    plan = _plan_here(model, loading) if rates == (None,) * 3 else _plan(model, loading, *rates)
+    if any(rate is not None for rate in rates.values()):
+        plan = _plan_for_card(model, loading, serving, **rates)
+    else:
+        plan = _plan_here(model, loading, serving)
     if as_json:
         print_json({"model": model, **plan.to_dict()})
     else:
@@ -61,15 +71,17 @@ def command(
         print_plan(plan)
 
 
-def _plan_here(model: str, loading: LoadOptions) -> Plan:
+def _plan_here(model: str, loading: LoadOptions, serving: ServingOptions) -> Plan:
     from martlet.api.loading import plan
 
-    return plan(model, **loading.arguments())
+    return plan(model, **loading.arguments(), **serving.arguments())
 
 
-def _plan(
+def _plan_for_card(
     model: str,
     loading: LoadOptions,
+    serving: ServingOptions,
+    *,
     gpu_bandwidth: float | None,
     pcie_bandwidth: float | None,
     gpu_flops: float | None,
@@ -86,4 +98,6 @@ def _plan(
             "--gpu-bandwidth and --device cpu exclude each other; leave one of them out"
         )
     card = Card(loading.gpu_memory, gpu_bandwidth, pcie_bandwidth, gpu_flops)
-    return plan_for_card(model, card, ram=loading.ram, quantize=loading.quantize)
+    return plan_for_card(
+        model, card, ram=loading.ram, quantize=loading.quantize, **serving.arguments()
+    )

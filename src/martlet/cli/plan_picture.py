@@ -88,7 +88,7 @@ def _memory_picture(plan: Plan) -> Iterator[str]:
         ("F", "fixed", fixed_bytes),
         ("B", "blocks", sum(p.nbytes for p in weights) - fixed_bytes),
         ("S", f"{plan.num_slots} slots", plan.slots_bytes),
-        ("K", "KV cache", plan.demand.kv_cache_bytes),
+        ("K", _cache_name(plan), plan.demand.kv_cache_bytes),
         ("W", "workspace", plan.demand.workspace_bytes),
     ]
     uses = [use for use in uses if use[2]]
@@ -100,6 +100,12 @@ def _memory_picture(plan: Plan) -> Iterator[str]:
     yield "".join(letter * count for letter, count in zip(letters, cells, strict=True))
     words = [f"{letter} {name} {format_bytes(amount)}" for letter, name, amount in uses]
     yield from _wrapped(words)
+
+
+def _cache_name(plan: Plan) -> str:
+    demand = plan.demand
+    texts = f" of {demand.num_texts} x {demand.text_tokens:,} tokens"
+    return "KV cache" + (texts if demand.num_texts > 1 else "")
 
 
 def _shares(amounts: Sequence[int], width: int) -> list[int]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from martlet.engine.batch_limits import BatchLimits
 from martlet.kernels.cuda.gemm_route import most_panel_bytes
 from martlet.memory.plan import Demand
 from martlet.models.architecture import Architecture
 
-__all__ = ["Lengths", "estimate_demand"]
+__all__ = ["Lengths", "estimate_batch_demand", "estimate_demand"]
 
 _CPU_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
 _GPU_FLOOR_BYTES = 96 << 20  # the float library's workspace is 32 MiB, the rest torch cannot reuse
@@ -29,6 +30,19 @@ class Lengths:
     encoder_tokens: int
 
 
+@dataclass(frozen=True)
+class _LargestPass:
+    """What decides the activations: tokens read, and pairs of a query and a key in one head.
+
+    ``bias_pairs`` are those that the bias of a pass is made for; rows that begin at the same
+    position share theirs.
+    """
+
+    tokens: int
+    pairs: int
+    bias_pairs: int
+
+
 def estimate_demand(
     architecture: Architecture,
     lengths: Lengths,
@@ -36,24 +50,68 @@ def estimate_demand(
     capability: tuple[int, int] | None,
 ) -> Demand:
     """Cache and an upper estimate of the activations; ``capability`` None is the CPU."""
+    tokens = lengths.batch * lengths.pass_tokens
+    largest = _LargestPass(tokens, tokens * lengths.pass_tokens, lengths.pass_tokens**2)
+    cache_bytes = architecture.cache_bytes(
+        lengths.batch, lengths.decoder_tokens, lengths.encoder_tokens, dtype
+    )
+    return Demand(
+        cache_bytes,
+        _workspace_bytes(architecture, largest, dtype, capability),
+        num_texts=lengths.batch,
+        text_tokens=lengths.decoder_tokens,
+    )
+
+
+def estimate_batch_demand(
+    architecture: Architecture,
+    limits: BatchLimits,
+    dtype: torch.dtype,
+    capability: tuple[int, int] | None,
+) -> Demand:
+    """The same for a batch: the cache of all its slots, and the largest of the passes it makes.
+
+    A pass reads at most ``limits.chunk_tokens`` in all rows, or the longest input of an encoder; a
+    decode step one token a slot, with the logits of each.
+    """
+    encoder_tokens = limits.encoder_tokens or 0
+    decoder_rows = max(limits.chunk_tokens, limits.num_slots)
+    keys = max(limits.slot_tokens, encoder_tokens)
+    tokens = max(decoder_rows, encoder_tokens)
+    # Rows of a batch stand at different positions, so each has a bias of its own.
+    pairs = max(decoder_rows * keys, encoder_tokens**2)
+    largest = _LargestPass(tokens, pairs, pairs)
+    # What the model says, and a copy with penalties and temperature.
+    logits_bytes = 2 * 4 * limits.num_slots * architecture.vocab_size
+    workspace_bytes = _workspace_bytes(architecture, largest, dtype, capability) + logits_bytes
+    cache_bytes = architecture.cache_bytes(
+        limits.num_slots, limits.slot_tokens, encoder_tokens, dtype
+    )
+    return Demand(
+        cache_bytes,
+        workspace_bytes,
+        num_texts=limits.num_slots,
+        text_tokens=limits.slot_tokens,
+    )
+
+
+def _workspace_bytes(
+    architecture: Architecture,
+    largest: _LargestPass,
+    dtype: torch.dtype,
+    capability: tuple[int, int] | None,
+) -> int:
     tensors = [tensor for spec in architecture.block_specs() for tensor in spec.tensors]
     widest = max(tensor.shape[0] for tensor in tensors if tensor.kind == "linear")
     hidden_size = next(t.shape[1] for t in tensors if t.kind == "embedding")
     num_heads = max(1, hidden_size // 64)  # 64 wide in most published models
-    rows = lengths.batch * lengths.pass_tokens
     if capability is None:
         # Scores of all heads twice, and the widest layer's input and output with a copy.
-        scores_bytes = 2 * 4 * rows * lengths.pass_tokens * num_heads
-        layers_bytes = 4 * dtype.itemsize * rows * (hidden_size + widest)
-        workspace_bytes = scores_bytes + layers_bytes + _CPU_FLOOR_BYTES
-    else:
-        # The bias of a pass and what it is made from; scores never leave the chip. The gated
-        # layer's two products and their result; hidden state, norm, queries, keys and values.
-        bias_bytes = 2 * dtype.itemsize * lengths.pass_tokens**2 * num_heads
-        layers_bytes = dtype.itemsize * rows * (8 * hidden_size + 3 * widest)
-        panel_bytes = most_panel_bytes(capability)
-        workspace_bytes = bias_bytes + layers_bytes + panel_bytes + _GPU_FLOOR_BYTES
-    cache_bytes = architecture.cache_bytes(
-        lengths.batch, lengths.decoder_tokens, lengths.encoder_tokens, dtype
-    )
-    return Demand(cache_bytes, workspace_bytes)
+        scores_bytes = 2 * 4 * largest.pairs * num_heads
+        layers_bytes = 4 * dtype.itemsize * largest.tokens * (hidden_size + widest)
+        return scores_bytes + layers_bytes + _CPU_FLOOR_BYTES
+    # The bias of a pass and what it is made from; scores never leave the chip. The gated
+    # layer's two products and their result; hidden state, norm, queries, keys and values.
+    bias_bytes = 2 * dtype.itemsize * largest.bias_pairs * num_heads
+    layers_bytes = dtype.itemsize * largest.tokens * (8 * hidden_size + 3 * widest)
+    return bias_bytes + layers_bytes + most_panel_bytes(capability) + _GPU_FLOOR_BYTES

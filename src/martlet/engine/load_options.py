@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from martlet.device.size import parse_bytes
 from martlet.errors import UsageError
 
-__all__ = ["LoadOptions"]
+__all__ = ["LEAST_CONTEXT", "MOST_CONTEXT", "MOST_SLOTS", "LoadOptions"]
+
+MOST_SLOTS = 256
+LEAST_CONTEXT = 8
+MOST_CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where a model may live and how it computes; see ``martlet.load``.
+    """Where a model may live, how it computes and for how many texts; see ``martlet.load``.
 
     Raises:
         UsageError: a value is not valid; names field, value and what is allowed.
@@ -23,6 +28,8 @@ class LoadOptions:
     quantize: str | None = None
     device: str = "auto"
     num_threads: int | None = None
+    slots: int | Literal["auto"] | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("gpu_memory", "ram"):
@@ -39,3 +46,22 @@ class LoadOptions:
         threads = self.num_threads
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
             raise UsageError(f"num_threads is {threads!r}; it must be from 1 to 4096")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        slots, context = self.slots, self.context
+        if (
+            slots is not None
+            and slots != "auto"
+            and (type(slots) is not int or not 1 <= slots <= MOST_SLOTS)
+        ):
+            raise UsageError(
+                f"slots is {slots!r}; it must be from 1 to {MOST_SLOTS}, or auto "
+                "for what fits into memory"
+            )
+        if context is not None and (
+            type(context) is not int or not LEAST_CONTEXT <= context <= MOST_CONTEXT
+        ):
+            raise UsageError(
+                f"context is {context!r}; it must be from {LEAST_CONTEXT} to {MOST_CONTEXT} tokens"
+            )

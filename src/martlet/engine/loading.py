@@ -11,7 +11,7 @@ import torch
 
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_ram
-from martlet.engine.demand import Lengths, estimate_demand
+from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
@@ -25,7 +25,7 @@ from martlet.engine.machine import (
     probe_gpu_state,
 )
 from martlet.engine.parts import head_bytes, lay_out_parts
-from martlet.engine.sequence_memory import ENCODER_TOKENS_AT_ONCE
+from martlet.engine.planned_limits import TextDemands, limits_to_try, plan_for_texts
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, VocabularyError
 from martlet.memory.executor import (
@@ -39,7 +39,6 @@ from martlet.memory.plan import (
     Bandwidth,
     BlockSize,
     Budget,
-    Demand,
     DeviceKind,
     Plan,
     Work,
@@ -53,19 +52,18 @@ from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["ModelFolder", "PlannedLoad"]
 
-# A cache and workspace are planned for this many tokens where the model itself sets no limit.
-_USUAL_TOKENS = 512
-# Models with rotary positions take far more tokens than most texts have; the memory for more than
-# this many is asked for when a text is that long.
-_MOST_PLANNED_TOKENS = 2048
 _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
 
 
 @dataclass(frozen=True)
 class PlannedLoad:
-    """A plan, and what the executor needs to know beside it; ``parts`` where a GPU computes."""
+    """A plan, and what the executor needs to know beside it; ``parts`` where a GPU computes.
+
+    ``limits`` are the texts that its cache and workspace are for.
+    """
 
     plan: Plan
+    limits: BatchLimits
     device: torch.device
     dtype: torch.dtype
     parts: Mapping[str, PartLayout] | None = None
@@ -186,8 +184,9 @@ class ModelFolder:
             for spec in self.architecture.block_specs()
         ]
         budget = Budget(gpu_bytes=0, ram_bytes=_ram_bytes(options))
-        plan = self._make_plan(sizes, budget, self._demand(dtype, None), "cpu", options)
-        return PlannedLoad(plan, torch.device("cpu"), dtype)
+        demands = TextDemands(self.architecture, options, dtype)
+        plan, limits = self._make_plan(sizes, budget, demands, options)
+        return PlannedLoad(plan, limits, torch.device("cpu"), dtype)
 
     def _plan_here(self, gpu: Gpu, options: LoadOptions) -> PlannedLoad:
         device = torch.device("cuda", gpu.index)
@@ -199,21 +198,26 @@ class ModelFolder:
         parts = self._parts(self._change(options), dtype)
         sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
         gpu_bytes = capped(state.available_bytes, _size(options.gpu_memory))
-        demand = replace(self._demand(dtype, state.capability), context_bytes=state.context_bytes)
         budget = Budget(gpu_bytes, _ram_bytes(options))
-        plan = self._make_plan(sizes, budget, demand, "cuda", options)
-        return PlannedLoad(plan, device, dtype, parts)
+        demands = TextDemands(self.architecture, options, dtype, state)
+        plan, limits = self._make_plan(sizes, budget, demands, options)
+        return PlannedLoad(plan, limits, device, dtype, parts)
 
     def _make_plan(
         self,
         sizes: list[BlockSize],
         budget: Budget,
-        demand: Demand,
-        device: DeviceKind,
+        demands: TextDemands,
         options: LoadOptions,
-    ) -> Plan:
+    ) -> tuple[Plan, BatchLimits]:
         threads = options.num_threads or torch.get_num_threads()
-        return make_plan(sizes, device, budget, demand, threads, options.num_threads)
+        device: DeviceKind = "cpu" if demands.state is None else "cuda"
+        return plan_for_texts(
+            limits_to_try(self.architecture, self.max_input_tokens, options),
+            budget.of("ram" if demands.state is None else "gpu"),
+            demands.of,
+            lambda demand: make_plan(sizes, device, budget, demand, threads, options.num_threads),
+        )
 
     def _predicted(self, planned: PlannedLoad, bandwidth: Bandwidth) -> PlannedLoad:
         assert planned.parts is not None
@@ -238,17 +242,6 @@ class ModelFolder:
         return sum(
             _loaded_nbytes(weights[tensor.name], tensor, quantize, dtype) for tensor in spec.tensors
         )
-
-    def _demand(self, dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
-        """Cache for one sequence of planned length, and the activations of its longest pass."""
-        has_encoder = self.architecture.has_encoder
-        input_tokens = (self.max_input_tokens or _USUAL_TOKENS) if has_encoder else 0
-        if capability is not None:  # a GPU's caches come in whole numbers of these
-            input_tokens = -(-input_tokens // ENCODER_TOKENS_AT_ONCE) * ENCODER_TOKENS_AT_ONCE
-        decoder_tokens = min(self.architecture.max_positions or _USUAL_TOKENS, _MOST_PLANNED_TOKENS)
-        longest = max(input_tokens, decoder_tokens)
-        lengths = Lengths(1, longest, decoder_tokens, input_tokens)
-        return estimate_demand(self.architecture, lengths, dtype, capability)
 
     def _work(self, parts: Mapping[str, PartLayout], dtype: torch.dtype) -> Work:
         """A text of usual length; an encoder reads it, and the decoder begins with one token."""

@@ -79,12 +79,15 @@ class Demand:
     """What generation needs beside the weights, on the device that computes.
 
     ``context_bytes`` is what the driver's context, libraries and compiled kernels take of a GPU
-    before anything else does; the CPU has none.
+    before anything else does; the CPU has none. ``num_texts`` are those that the cache holds at a
+    time, each of ``text_tokens`` tokens in the decoder; 0 where no text was planned for.
     """
 
     kv_cache_bytes: int = 0
     workspace_bytes: int = 0
     context_bytes: int = 0
+    num_texts: int = 0
+    text_tokens: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -1,0 +1,162 @@
+import pytest
+import torch
+
+import martlet
+from martlet.api.loading import Card, plan_for_card
+from martlet.bench.shapes import find_shape
+from martlet.engine.batch_limits import BatchLimits
+from martlet.engine.load_options import LoadOptions
+from martlet.engine.loading import ModelFolder
+from martlet.engine.planned_limits import AUTO_SLOTS, limits_to_try, plan_for_texts
+from martlet.errors import CapacityError, UsageError
+from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
+from martlet.models.config import load_architecture
+
+MIB = 1 << 20
+BLOCKS = [
+    BlockSize("fixed", 10 * MIB),
+    *(BlockSize(f"{stack}.{i}", 10 * MIB) for stack in ("encoder", "decoder") for i in range(8)),
+]
+
+
+def _card(memory):
+    return Card(memory, "150GB/s", "10GB/s", "4T")
+
+
+@pytest.mark.parametrize("slots", [0, 257, -1, True, 1.5, "16", "many"])
+def test_slots_out_of_range_are_refused_by_name(slots):
+    with pytest.raises(UsageError, match=r"slots is .*from 1 to 256, or auto"):
+        LoadOptions(slots=slots)
+
+
+@pytest.mark.parametrize("context", [0, 7, (1 << 20) + 1, True, "512"])
+def test_a_context_out_of_range_is_refused_by_name(context):
+    with pytest.raises(UsageError, match=r"context is .*from 8 to 1048576 tokens"):
+        LoadOptions(context=context)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "options", "expected"),
+    [
+        ("cpm1", None, {}, BatchLimits(1, 1024, None)),
+        ("cpm1", None, {"slots": 5, "context": 100}, BatchLimits(5, 100, None)),
+        ("cpm1", None, {"slots": 5, "context": 4096}, BatchLimits(5, 1024, None)),
+        ("llama-8b", None, {"slots": 2}, BatchLimits(2, 2048, None)),
+        ("llama-8b", None, {"slots": 2, "context": 8000}, BatchLimits(2, 8000, None)),
+        ("cpm2-11b", 512, {"slots": 3, "context": 64}, BatchLimits(3, 64, 512)),
+        ("cpm2-11b", None, {"slots": 3}, BatchLimits(3, 512, 512)),
+        ("cpm2-11b", None, {"slots": 3, "context": 64}, BatchLimits(3, 64, 64)),
+    ],
+)
+def test_a_slot_has_the_context_that_was_asked_for_up_to_the_models_own(
+    shape, limit, options, expected
+):
+    architecture = load_architecture(find_shape(shape).config)
+    assert limits_to_try(architecture, limit, LoadOptions(**options)) == (expected,)
+
+
+def test_without_slots_the_plan_is_that_of_one_text(tiny_cpm2):
+    demand = martlet.plan(tiny_cpm2, device="cpu").demand
+    architecture = ModelFolder(tiny_cpm2).architecture
+    dtype = ModelFolder(tiny_cpm2).plan(LoadOptions(device="cpu")).dtype
+    assert demand.kv_cache_bytes == architecture.cache_bytes(1, 512, 64, dtype)
+    assert (demand.num_texts, demand.text_tokens) == (1, 512)
+
+
+def test_the_plan_pays_for_the_caches_of_all_slots(tiny_cpm1, tiny_cpm2):
+    for folder, encoder_tokens in ((tiny_cpm1, 0), (tiny_cpm2, 64)):
+        planned = ModelFolder(folder).plan(LoadOptions(device="cpu", slots=7, context=40))
+        architecture = ModelFolder(folder).architecture
+        assert planned.plan.demand.kv_cache_bytes == architecture.cache_bytes(
+            7, 40, encoder_tokens, planned.dtype
+        )
+        assert planned.limits == BatchLimits(7, 40, encoder_tokens or None)
+
+
+def test_a_loaded_model_tells_the_limits_that_were_planned(tiny_cpm1, tiny_cpm2):
+    model = martlet.load(tiny_cpm2, device="cpu", slots=3, context=50)
+    assert model.batch_limits == BatchLimits(3, 50, 64, 256)
+    assert martlet.load(tiny_cpm1, device="cpu").batch_limits == BatchLimits(1, 64, None)
+    assert martlet.load(tiny_cpm1, device="cpu", slots="auto").batch_limits.num_slots == 16
+
+
+def test_the_logits_of_all_slots_are_counted(tiny_cpm1):
+    def workspace_bytes(slots):
+        return martlet.plan(tiny_cpm1, device="cpu", slots=slots).demand.workspace_bytes
+
+    assert workspace_bytes(200) - workspace_bytes(100) >= 100 * 30000 * 4
+
+
+def test_more_slots_never_leave_fewer_bytes_to_stream_on_a_card(make_model):
+    folder = make_model(
+        "cpm2",
+        config={"d_model": 512, "d_ff": 1024, "d_kv": 64, "num_heads": 8, "num_layers": 4}
+        | {"num_decoder_layers": 4},
+    )
+
+    def planned(memory, slots):
+        return plan_for_card(folder, _card(memory), slots=slots, context=64)
+
+    memory = planned("2GiB", 2).total_bytes("gpu")  # two slots fit beside all the weights
+    plans = [planned(memory, slots) for slots in (1, 2, 4, 8, 16)]
+    streamed = [plan.streamed_bytes("encode") + plan.streamed_bytes("decode") for plan in plans]
+    assert streamed == sorted(streamed)
+    assert streamed[1] == 0 < streamed[2] < streamed[4]
+
+
+def test_a_card_that_is_not_here_is_planned_with_exactly_the_slots_asked_for(tiny_cpm2):
+    demand = plan_for_card(tiny_cpm2, _card("2GiB"), slots=3, context=100).demand
+    architecture = ModelFolder(tiny_cpm2).architecture
+    # The encoder's tokens are not rounded up.
+    assert demand.kv_cache_bytes == architecture.cache_bytes(3, 100, 64, torch.float16)
+    assert demand.context_bytes > 0
+
+
+def _planned(memory_mib, slot_mib, workspace_mib=0):
+    """The slots that auto chooses for 170 MiB of weights and caches of ``slot_mib`` a slot."""
+    candidates = [BatchLimits(n, 512, None) for n in AUTO_SLOTS]
+    budget = Budget(memory_mib * MIB, 10_000 * MIB)
+
+    def demand_of(limits):
+        return Demand(limits.num_slots * slot_mib * MIB, workspace_mib * MIB)
+
+    _, limits = plan_for_texts(
+        candidates,
+        budget.gpu_bytes,
+        demand_of,
+        lambda demand: make_plan(BLOCKS, "cuda", budget, demand),
+    )
+    return limits.num_slots
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "slot_mib", "slots"),
+    [
+        (6400, 100, 16),  # exactly a quarter
+        (6399, 100, 8),
+        (1600, 100, 4),
+        (400, 100, 1),
+        (300, 100, 1),  # the last one may take more than a quarter
+    ],
+)
+def test_auto_takes_the_most_slots_whose_caches_are_a_quarter_at_most(memory_mib, slot_mib, slots):
+    assert _planned(memory_mib, slot_mib) == slots
+
+
+def test_auto_takes_fewer_slots_where_the_model_would_not_fit_beside_them():
+    # 16 MiB are a quarter of 64, but 30 are for what must be there and 20 for the workspace.
+    assert _planned(64, 1, workspace_mib=20) == 8
+
+
+def test_auto_fails_as_one_text_does_where_nothing_fits():
+    with pytest.raises(CapacityError) as failure:
+        _planned(20, 1)
+    assert "--slots" not in str(failure.value)
+
+
+def test_what_does_not_fit_says_that_fewer_slots_may(tiny_cpm1):
+    with pytest.raises(CapacityError, match=r"less than 64 texts \(--slots\) of 50 tokens") as cpu:
+        martlet.plan(tiny_cpm1, device="cpu", ram="70MiB", slots=64, context=50)
+    assert "\n" not in str(cpu.value)
+    with pytest.raises(CapacityError, match=r"less than 256 texts \(--slots\) of 64 tokens"):
+        plan_for_card(tiny_cpm1, _card("550MiB"), slots=256)
