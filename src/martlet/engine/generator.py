@@ -7,23 +7,14 @@ import time
 from collections.abc import Iterator
 
 from martlet.engine.device_steps import DeviceSteps
-from martlet.engine.request import (
-    Context,
-    Finished,
-    FinishReason,
-    Request,
-    Stats,
-    Suppress,
-    TokenEvent,
-)
-from martlet.engine.sampler import Sampler
+from martlet.engine.request import Context, Finished, Request, Suppress, TokenEvent
+from martlet.engine.sampler import Sample
 from martlet.engine.sequence import RunningSequence
 from martlet.engine.sequence_memory import SequenceMemory
-from martlet.engine.stop import StopStrings
+from martlet.engine.writing import Writing
 from martlet.errors import ContextLengthError
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
-from martlet.tokenizers.detokenizer import Detokenizer
 from martlet.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Generator"]
@@ -118,97 +109,73 @@ class Generator:
 
 
 class _Run:
-    """The state of one request while it runs."""
+    """One request on a sequence of its own."""
 
     def __init__(self, generator: Generator, request: Request) -> None:
         self._generator = generator
         self._request = request
-        self._sampler = Sampler(
-            request.params, generator.architecture.vocab_size, request.prompt_ids
-        )
-        self._detokenizer = Detokenizer(generator.tokenizer)
-        self._stop = StopStrings(request.params.stop)
-        self._output_ids: list[int] = []
-        self._pending: list[int] = []  # tokens that the decoder has not read yet
-        self._step_seconds: list[float] = [0.0, 0.0]  # first token, all others
-        self._reason: FinishReason | None = None
+        self._writing = Writing(request, generator.tokenizer, generator.architecture.vocab_size)
         self._sequence: RunningSequence | None = None
         self._steps: DeviceSteps | None = None
 
     def events(self) -> Iterator[TokenEvent | Finished]:
         """See ``Generator.generate``."""
+        writing = self._writing
         try:
-            while self._reason is None:
+            while writing.reason is None:
                 start = time.perf_counter()
                 event = self._step()
-                self._step_seconds[len(self._output_ids) > 1] += time.perf_counter() - start
+                writing.add_seconds(time.perf_counter() - start)
                 if event is not None:
                     yield event
         finally:
             self._finish_sequence()
-        yield Finished(self._tail(), self._stats(self._reason))
+        yield writing.finished()
 
     def _step(self) -> TokenEvent | None:
         """One more token, or None and a reason why there is none."""
-        request = self._request
-        if request.cancel.is_set():
-            self._reason = "cancelled"
+        if self._request.cancel.is_set():
+            self._writing.reason = "cancelled"
             return None
-        token_id, logprob = self._next_token()
-        if token_id is None:
-            self._reason = "length"
-            return None
-        self._sampler.accept(token_id)
-        request.constraint.accept(token_id)
-        self._output_ids.append(token_id)
-        self._pending.append(token_id)
-        if token_id in request.eos_ids:
-            self._reason = "eos"
-            return None
-        text = self._stop.push(self._detokenizer.push(token_id))
-        if self._stop.stopped:
-            self._reason = "stop"
-        elif len(self._output_ids) >= request.params.max_tokens:
-            self._reason = "length"
-        return TokenEvent(token_id, text, logprob)
-
-    def _next_token(self) -> tuple[int | None, float | None]:
-        """The next token and its log-probability; no token where the context is full."""
-        constraint = self._request.constraint
-        forced = constraint.forced()
+        forced = self._request.constraint.forced()
         if forced is not None:
-            return forced, None
+            return self._writing.accept(forced, None)
+        sample = self._next_token()
+        if sample is None:
+            self._writing.reason = "length"
+            return None
+        return self._writing.accept(sample.token_id, sample)
+
+    def _next_token(self) -> Sample | None:
+        """The token that the model chooses; None where the context is full."""
         sequence = self._sequence_with_room()
         if sequence is None:
-            return None, None
-        pending, self._pending = self._pending, []
-        if self._steps is not None and sequence.num_tokens and len(pending) == 1:
-            most_tokens = self._request.params.max_tokens - len(self._output_ids)
-            sample = self._steps.next(pending[0], constraint.suppressed(), most_tokens)
-        else:
-            logits = sequence.advance(pending)
-            sample = self._sampler.sample(logits[-1], constraint.suppressed())
-        return sample.token_id, sample.logprob
+            return None
+        writing, constraint = self._writing, self._request.constraint
+        unread, writing.unread = writing.unread, []
+        if self._steps is not None and sequence.num_tokens and len(unread) == 1:
+            return self._steps.next(unread[0], constraint.suppressed(), writing.left_tokens)
+        logits = sequence.advance(unread)
+        return writing.sampler.sample(logits[-1], constraint.suppressed())
 
     def _sequence_with_room(self) -> RunningSequence | None:
-        """The sequence that can read what is pending; a new one where the window moves on."""
-        request = self._request
-        context = request.context
+        """The sequence that can read what is unread; a new one where the window moves on."""
+        request, writing = self._request, self._writing
+        context: Context | None = request.context
         if self._sequence is not None:
-            if len(self._pending) <= self._sequence.free_tokens:
+            if len(writing.unread) <= self._sequence.free_tokens:
                 return self._sequence
-            if request.window is None:
-                return None
-            context = request.window.restart(self._output_ids)
-            self._pending.clear()
+            context = writing.restart()
+        if context is None:
+            return None
         limit_tokens = None if request.window is None else request.window.limit_tokens
-        room_tokens = request.params.max_tokens - len(self._output_ids)
         self._finish_sequence()  # the full cache goes before the next one is made
-        sequence = self._generator.start(context, room_tokens, limit_tokens)
+        sequence = self._generator.start(context, writing.left_tokens, limit_tokens)
         self._sequence = sequence
-        if self._generator.uses_steps:
-            self._steps = DeviceSteps(sequence, self._sampler, request.eos_ids, self._num_ahead())
-        self._pending[:0] = context.decoder_ids
+        # Steps on the device tell the log-probability of the token that they choose alone.
+        if self._generator.uses_steps and not request.top_logprobs:
+            self._steps = DeviceSteps(sequence, writing.sampler, request.eos_ids, self._num_ahead())
+        writing.unread[:0] = context.decoder_ids
         return sequence
 
     def _num_ahead(self) -> int:
@@ -222,24 +189,3 @@ class _Run:
         sequence, self._sequence, self._steps = self._sequence, None, None
         if sequence is not None:
             self._generator.finish(sequence)
-
-    def _tail(self) -> str:
-        """Text held back by the detokenizer and by stop strings that did not come true."""
-        if self._reason == "stop":
-            return ""
-        text = self._stop.push(self._detokenizer.flush())
-        if self._stop.stopped:
-            self._reason = "stop"
-            return text
-        return text + self._stop.flush()
-
-    def _stats(self, reason: FinishReason) -> Stats:
-        context = self._request.context
-        return Stats(
-            finish_reason=reason,
-            prompt_tokens=len(context.decoder_ids) + len(context.encoder_ids or ()),
-            output_tokens=len(self._output_ids),
-            prefill_seconds=self._step_seconds[0],
-            decode_seconds=self._step_seconds[1],
-            seed=self._sampler.seed,
-        )

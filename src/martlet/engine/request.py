@@ -191,6 +191,7 @@ class Request:
     prompt_ids: tokens of the prompt as the repetition penalty counts them.
     window: None ends the text where the model has no more positions.
     cancel: once set, the text ends before the next token.
+    top_logprobs: how many of the most probable tokens are told beside each token.
     """
 
     context: Context
@@ -200,6 +201,7 @@ class Request:
     prompt_ids: tuple[int, ...] = ()
     window: Window | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,15 @@ class TokenEvent:
     """One more token, and the text that can be shown now.
 
     The text is often, but not always, the token's own: parts of characters and what may become a
-    stop string are held back. ``logprob`` is None for a token that was forced.
+    stop string are held back. ``logprob`` is None for a token that was forced. ``top`` are the
+    most probable tokens in its place, each with its log-probability, the best first, as many as
+    ``Request.top_logprobs`` says; none for a token that was forced.
     """
 
     token_id: int
     text: str
     logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

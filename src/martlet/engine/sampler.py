@@ -29,14 +29,16 @@ _NOT_FINITE = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A chosen token.
+    """A chosen token, and the most probable ones in its place, the best first.
 
     Units:
-        logprob: nats, under the model's own distribution: before penalties, temperature and cuts.
+        logprob, top: nats, under the model's own distribution: before penalties, temperature and
+            cuts, and with the tokens that must not be chosen.
     """
 
     token_id: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +67,22 @@ class Sampler:
 
     ``seed`` is the one in force, drawn when the parameters name none. One uniform number is used a
     token, from a generator on the CPU, so that equal seeds give equal draws on every device.
+    ``num_top`` is how many of the most probable tokens ``sample`` tells.
     """
 
     def __init__(
-        self, params: SamplingParams, vocab_size: int, prompt_ids: Sequence[int] = ()
+        self,
+        params: SamplingParams,
+        vocab_size: int,
+        prompt_ids: Sequence[int] = (),
+        num_top: int = 0,
     ) -> None:
         self.params = params
         self.seed = secrets.randbits(48) if params.seed is None else params.seed
         self._generator = torch.Generator(device="cpu").manual_seed(self.seed)
         self._uniforms: deque[float] = deque()  # drawn already, not used yet
+        self._last_uniform: float | None = None  # what the last choice has used
+        self._num_top = min(num_top, vocab_size)
         self._output_counts = torch.zeros(vocab_size)
         self._seen = torch.zeros(vocab_size, dtype=torch.bool)
         self._seen[torch.tensor(list(prompt_ids), dtype=torch.int64)] = True
@@ -111,9 +120,14 @@ class Sampler:
             raise MartletError(f"the model gave logits that are not finite numbers; {_NOT_FINITE}")
         if logprob == -math.inf:
             raise MartletError(_ALL_SUPPRESSED)
-        if self._uniforms:
-            self._uniforms.popleft()
+        self._last_uniform = self._uniforms.popleft() if self._uniforms else None
         return Sample(token_id, logprob)
+
+    def take_back(self) -> None:
+        """Undo the last choice, in whose place another token was forced: its draw comes again."""
+        if self._last_uniform is not None:
+            self._uniforms.appendleft(self._last_uniform)
+            self._last_uniform = None
 
     def sample(self, logits: Tensor, suppressed: Tensor | None = None) -> Sample:
         """One token; does not count it: see ``accept``.
@@ -130,6 +144,7 @@ class Sampler:
             return self._sample(logits.to(device="cpu", dtype=torch.float32), suppressed)
 
     def _sample(self, logits: Tensor, suppressed: Tensor | None) -> Sample:
+        self._last_uniform = None
         normaliser = torch.logsumexp(logits, dim=0)
         # The sum is a cheap first look: it is finite wherever every logit is and none is absurd.
         if not logits.sum().isfinite():
@@ -143,7 +158,13 @@ class Sampler:
             token_id = int(scores.argmax())
         else:
             token_id = self._draw(*self.candidates(scores))
-        return Sample(token_id, float(logits[token_id] - normaliser))
+        return Sample(token_id, float(logits[token_id] - normaliser), self._top(logits, normaliser))
+
+    def _top(self, logits: Tensor, normaliser: Tensor) -> tuple[tuple[int, float], ...]:
+        if not self._num_top:
+            return ()
+        best, token_ids = logits.topk(self._num_top)
+        return tuple(zip(token_ids.tolist(), (best - normaliser).tolist(), strict=True))
 
     def _penalise(self, logits: Tensor) -> Tensor:
         p = self.params
@@ -183,10 +204,10 @@ class Sampler:
         return token_ids, probabilities
 
     def _draw(self, token_ids: Tensor, probabilities: Tensor) -> int:
-        if self._uniforms:
-            point = torch.tensor(self._uniforms.popleft(), dtype=torch.float64)
-        else:
-            point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        if not self._uniforms:
+            drawn = torch.rand((), generator=self._generator, dtype=torch.float64)
+            self._uniforms.append(float(drawn))
+        point = self._last_uniform = self._uniforms.popleft()
         cumulative = probabilities.cumsum(0)
         # right=True passes over tokens of probability 0.
         index = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
