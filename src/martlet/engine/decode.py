@@ -36,7 +36,7 @@ class DecodeLoop:
         self._architecture = architecture
         self._executor = executor
         self._cache = cache
-        self._state = StepState.allocate(cache.step_lengths, max_steps)
+        self._state = StepState.allocate(cache.steps.step_lengths, max_steps)
         self._chances: SampleState | None = None
         device = executor.device
         self._suppressed = torch.zeros(architecture.vocab_size, dtype=torch.bool, device=device)

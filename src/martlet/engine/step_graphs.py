@@ -15,7 +15,7 @@ from martlet.engine.sampler import Chances
 from martlet.kernels import ops
 from martlet.kernels.sample_state import SETTINGS, SampleState
 from martlet.kernels.step_state import StepState
-from martlet.layers.kv_cache import KVCache
+from martlet.layers.decoder_cache import DecoderCache
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
@@ -45,7 +45,7 @@ class StepGraphs:
         self,
         architecture: Architecture,
         executor: Executor,
-        cache: KVCache,
+        cache: DecoderCache,
         state: StepState,
         suppressed: Tensor,
         pool: Any = None,

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["CacheView"]
+__all__ = ["IDLE", "CacheView"]
+
+IDLE = -1
+"""The length of a slot that rests while others step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +18,8 @@ class CacheView:
 
     Shapes:
         keys, values: (num_slots, num_kv_heads, capacity, head_dim), contiguous
-        lengths: (num_slots,) int32
+        lengths: (num_slots,) int32; ``IDLE``: nothing is read from or written to the slot, and
+            nobody looks at its result
     """
 
     keys: Tensor

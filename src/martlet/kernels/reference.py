@@ -204,18 +204,35 @@ def step_attention(
         if frequency is not None:
             angle = (position[:, None] * frequency)[:, None, None]
             queries, heads = (rotary(x, angle.cos(), angle.sin()) for x in (queries, heads))
-        rows = torch.arange(num_slots, device=q.device)
-        cache.keys[rows, :, position] = heads[:, :, 0]
-        cache.values[rows, :, position] = v.reshape(num_slots, num_kv_heads, head_dim)
+        _append_step(cache.keys, heads[:, :, 0], position)
+        _append_step(cache.values, v.reshape(num_slots, num_kv_heads, head_dim), position)
         num_keys = position + 1
     places = torch.arange(capacity, device=q.device)
-    unseen = (places >= num_keys[:, None])[:, None, None]  # (num_slots, 1, 1, capacity)
+    # An idle slot looks at one key, whatever that is: nobody reads the result, but a row without
+    # any key would not be numbers.
+    unseen = (places >= num_keys.clamp(min=1)[:, None])[
+        :, None, None
+    ]  # (num_slots, 1, 1, capacity)
     mask = torch.zeros(unseen.shape, device=q.device).masked_fill_(unseen, -math.inf)
     if bias is not None:
         distance = (position[:, None] - places).clamp(0, bias.shape[1] - 1)
         mask = mask + bias[:, distance].transpose(0, 1)[:, :, None]
     mixed = attention(queries, cache.keys, cache.values, mask, scale=scale)
     return mixed.reshape(num_slots, -1)
+
+
+def _append_step(memory: Tensor, new: Tensor, position: Tensor) -> None:
+    """Write one token a slot, but where the position lies outside: an idle slot, or a full one.
+
+    Shapes:
+        memory: (num_slots, num_kv_heads, capacity, head_dim)
+        new: (num_slots, num_kv_heads, head_dim)
+        position: (num_slots,) int64
+    """
+    rows = torch.arange(len(position), device=position.device)
+    place = position.clamp(0, memory.shape[2] - 1)
+    is_inside = (place == position)[:, None, None]
+    memory[rows, :, place] = torch.where(is_inside, new, memory[rows, :, place])
 
 
 def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:

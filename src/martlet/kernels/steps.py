@@ -27,12 +27,12 @@ def step_embedding(
         weight: (num_embeddings, hidden_size), float or int8
         token_ids: (num_slots, 1) int64
         positions: (num_positions, hidden_size)
-        places: (num_slots,) int32; the last position stands for all beyond
+        places: (num_slots,) int32; the first and last position stand for all beyond
         return: (num_slots, 1, hidden_size)
     """
     if token_ids.is_cuda and isinstance(weight, TiledTensor) and positions.dtype == dtype:
         return decode.embed(token_ids[:, 0], weight, dtype, positions, places)[:, None]
-    known = places.clamp(max=positions.shape[0] - 1).to(torch.int64)[:, None]
+    known = places.clamp(0, positions.shape[0] - 1).to(torch.int64)[:, None]
     return embedding(weight, token_ids, dtype) + embedding(positions, known, dtype)
 
 

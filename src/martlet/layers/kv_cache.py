@@ -8,21 +8,20 @@ A pass over a decoder reads ``lengths``, lets every block ``append`` its new key
 ends with one ``advance``; a pass that fails half way leaves the cache as it was before.
 
 Between ``begin_steps`` and ``end_steps`` the lengths live on the device, so that a decode step
-that was captured once serves every position: blocks then look at ``step_view``, and whoever runs
-the steps counts.
+that was captured once serves every position: blocks then look at ``steps``, and whoever runs the
+steps counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from martlet.kernels.cache_view import CacheView
 from martlet.layers.cache_rows import CacheRows
 from martlet.layers.decoder_cache import SteppingCache
 from martlet.layers.kv_memory import KVMemory, KVShape
+from martlet.layers.stepped_slots import SteppedSlots
 
 __all__ = ["KVCache", "KVShape"]
 
@@ -38,11 +37,8 @@ class KVCache(CacheRows):
     def __init__(self, shape: KVShape, like: Tensor) -> None:
         super().__init__(KVMemory(shape, like), range(shape.num_slots))
         self.shape = shape
+        self._steps = SteppedSlots(self._memory, like.device)
         self._is_stepping = False
-        # (num_slots,) int32 each
-        self._step_lengths = torch.zeros(shape.num_slots, dtype=torch.int32, device=like.device)
-        self._step_encoder_lengths = torch.zeros_like(self._step_lengths)
-        self._step_constants: dict[str, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
@@ -91,20 +87,19 @@ class KVCache(CacheRows):
 
     @property
     def stepping(self) -> SteppingCache | None:
-        """Itself while lengths live on the device."""
-        return self if self._is_stepping else None
+        """The slots while their lengths live on the device."""
+        return self._steps if self._is_stepping else None
 
     @property
-    def step_lengths(self) -> Tensor:
-        """Tokens that each slot holds while steps run, (num_slots,) int32 on the device."""
-        return self._step_lengths
+    def steps(self) -> SteppedSlots:
+        """The slots as decode steps see them; not in force before ``begin_steps``."""
+        return self._steps
 
     def begin_steps(self) -> None:
-        """Hand the lengths over to the device; the memory of ``step_lengths`` stays the same."""
+        """Hand the lengths over to the device; the memory of ``steps.step_lengths`` is the same."""
         assert not self.awaits_encoder_output, "the first pass over the decoder comes before"
-        self._step_lengths.copy_(torch.tensor(self.lengths, dtype=torch.int32))
-        lengths = torch.tensor(self.encoder_lengths, dtype=torch.int32)
-        self._step_encoder_lengths.copy_(lengths)
+        for slot in range(self.num_slots):
+            self._steps.begin(slot)
         self._is_stepping = True
 
     def end_steps(self, lengths: Sequence[int]) -> None:
@@ -113,20 +108,3 @@ class KVCache(CacheRows):
         assert max(lengths) <= self.max_tokens
         self._memory.lengths = list(lengths)
         self._is_stepping = False
-
-    def step_view(self, layer: int) -> CacheView:
-        """The memory of a layer and the lengths on the device."""
-        keys, values = self._memory.self_attention[:, layer]
-        return CacheView(keys, values, self._step_lengths)
-
-    def encoder_step_view(self, layer: int) -> CacheView:
-        """Keys and values of the encoder's output, which the first pass has made."""
-        assert layer in self._memory.ready_layers
-        keys, values = self._memory.cross_attention[:, layer]
-        return CacheView(keys, values, self._step_encoder_lengths)
-
-    def step_constant(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What all steps share and no step should compute again, as a table of position bias."""
-        if name not in self._step_constants:
-            self._step_constants[name] = make()
-        return self._step_constants[name]

@@ -35,7 +35,8 @@ struct Arguments {
     const act_t* v;
     act_t* keys;         // (slots, kv_heads, capacity, HEAD_DIM)
     act_t* values;
-    const int* lengths;  // (slots,) keys in the cache: before the new one, or of the encoder
+    // (slots,) keys in the cache: before the new one, or of the encoder; -1: the slot is idle
+    const int* lengths;
     const float* bias;       // (heads, num_distances), by min(distance, num_distances - 1); or nullptr
     const float* frequency;  // (HEAD_DIM / 2,) of rotary positions; or nullptr
     act_t* y;            // (slots, heads * HEAD_DIM)

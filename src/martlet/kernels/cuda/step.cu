@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int h = (row >> 3) & 1, g = row & 7;
     const u8* tile = tiles + (size_t)(row >> 4) * chunks * 512;
     const float factor = scale[row];
-    const int position = positions ? min(lengths[blockIdx.x], num_positions - 1) : 0;
+    const int position = positions ? max(0, min(lengths[blockIdx.x], num_positions - 1)) : 0;
     for (int at = threadIdx.x * 4; at < hidden_size; at += blockDim.x * 4) {
         const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
         const u32 word = *(const u32*)(tile + chunk * 512 + (4 * g + c) * 16 + q * 8 + h * 4);

@@ -1,0 +1,85 @@
+"""Slots of a cache as decode steps see them: their lengths live on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from martlet.kernels.cache_view import IDLE, CacheView
+from martlet.layers.cache_rows import CacheRows
+from martlet.layers.decoder_cache import SteppingCache
+from martlet.layers.kv_memory import KVMemory
+
+__all__ = ["SteppedSlots"]
+
+
+class SteppedSlots(CacheRows):
+    """The rows of a step are the slots from the first on; idle ones are passed over.
+
+    The host keeps its own count: ``begin`` tells the device what a slot holds, steps on the device
+    count there, and whoever reads what they have done calls ``count``. A slot that is idle here may
+    be filled by passes over ``KVCache.rows`` meanwhile.
+    """
+
+    def __init__(self, memory: KVMemory, device: torch.device) -> None:
+        num_slots = memory.shape.num_slots
+        super().__init__(memory, range(num_slots))
+        # (num_slots,) int32
+        self._lengths = torch.full((num_slots,), IDLE, dtype=torch.int32, device=device)
+        self._encoder_lengths = torch.full_like(self._lengths, IDLE)
+        self._constants: dict[str, Tensor] = {}
+
+    def first(self, num_slots: int) -> SteppedSlots:
+        """The first slots alone, in the same memory."""
+        few = SteppedSlots.__new__(SteppedSlots)
+        CacheRows.__init__(few, self._memory, range(num_slots))
+        few._lengths = self._lengths[:num_slots]
+        few._encoder_lengths = self._encoder_lengths[:num_slots]
+        few._constants = self._constants
+        return few
+
+    def begin(self, slot: int) -> None:
+        """Let steps go on with a slot, from what it holds now."""
+        self._lengths[slot] = self._memory.lengths[slot]
+        self._encoder_lengths[slot] = self._memory.encoder_lengths[slot]
+
+    def rest(self, slot: int) -> None:
+        """Let steps pass over a slot."""
+        self._lengths[slot] = IDLE
+        self._encoder_lengths[slot] = IDLE
+
+    def count(self, slot: int) -> None:
+        """Count a token that a step has read for a slot."""
+        assert self._memory.lengths[slot] < self.max_tokens
+        self._memory.lengths[slot] += 1
+
+    @property
+    def stepping(self) -> SteppingCache | None:
+        """Itself."""
+        return self
+
+    def advance(self, counts: object) -> None:
+        """Nothing: steps on the device count themselves."""
+
+    @property
+    def step_lengths(self) -> Tensor:
+        """Tokens that each slot holds while steps run, (num_slots,) int32 on the device."""
+        return self._lengths
+
+    def step_view(self, layer: int) -> CacheView:
+        """The memory of a layer and the lengths on the device."""
+        keys, values = self._memory.self_attention[:, layer, : self.num_slots]
+        return CacheView(keys, values, self._lengths)
+
+    def encoder_step_view(self, layer: int) -> CacheView:
+        """Keys and values of the encoder's output, which the first pass has made."""
+        keys, values = self._memory.cross_attention[:, layer, : self.num_slots]
+        return CacheView(keys, values, self._encoder_lengths)
+
+    def step_constant(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What all steps share and no step should compute again, as a table of position bias."""
+        if name not in self._constants:
+            self._constants[name] = make()
+        return self._constants[name]
