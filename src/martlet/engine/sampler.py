@@ -6,7 +6,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from martlet.device.threads import cpu_threads
 from martlet.engine.request import SamplingParams
 from martlet.errors import MartletError
 
-__all__ = ["Chances", "Sample", "Sampler"]
+__all__ = ["Chances", "Sample", "Sampler", "top_tokens"]
 
 # Tokens that are ranked before the whole vocabulary is: a top-p of 0.9 rarely needs more than the
 # first number, hardly ever more than the second. They take 0.1 and 0.4 ms of 30 k, ranking all 3.
@@ -39,6 +39,10 @@ class Sample:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+    def with_top(self, top: tuple[tuple[int, float], ...]) -> Sample:
+        """The same choice with these tokens beside it."""
+        return replace(self, top=top)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class Sampler:
         self._generator = torch.Generator(device="cpu").manual_seed(self.seed)
         self._uniforms: deque[float] = deque()  # drawn already, not used yet
         self._last_uniform: float | None = None  # what the last choice has used
-        self._num_top = min(num_top, vocab_size)
+        self._num_top = num_top
         self._output_counts = torch.zeros(vocab_size)
         self._seen = torch.zeros(vocab_size, dtype=torch.bool)
         self._seen[torch.tensor(list(prompt_ids), dtype=torch.int64)] = True
@@ -116,6 +120,7 @@ class Sampler:
             MartletError: a logit was not finite (the log-probability is no number), or every token
                 was suppressed (it is -inf).
         """
+        self._last_uniform = None
         if math.isnan(logprob):
             raise MartletError(f"the model gave logits that are not finite numbers; {_NOT_FINITE}")
         if logprob == -math.inf:
@@ -158,13 +163,8 @@ class Sampler:
             token_id = int(scores.argmax())
         else:
             token_id = self._draw(*self.candidates(scores))
-        return Sample(token_id, float(logits[token_id] - normaliser), self._top(logits, normaliser))
-
-    def _top(self, logits: Tensor, normaliser: Tensor) -> tuple[tuple[int, float], ...]:
-        if not self._num_top:
-            return ()
-        best, token_ids = logits.topk(self._num_top)
-        return tuple(zip(token_ids.tolist(), (best - normaliser).tolist(), strict=True))
+        sample = Sample(token_id, float(logits[token_id] - normaliser))
+        return sample.with_top(top_tokens(logits, self._num_top)) if self._num_top else sample
 
     def _penalise(self, logits: Tensor) -> Tensor:
         p = self.params
@@ -214,6 +214,16 @@ class Sampler:
         if index == len(cumulative):  # the product was rounded up to the sum
             index = int(probabilities.argmax())
         return int(token_ids[index])
+
+
+def top_tokens(logits: Tensor, num_top: int) -> tuple[tuple[int, float], ...]:
+    """The most probable tokens and their log-probabilities, the best first; logits: (vocab_size,).
+
+    Of equally probable ones none comes before the others by rule.
+    """
+    best, token_ids = logits.topk(min(num_top, logits.numel()))
+    logprobs = best - logits.logsumexp(dim=0)
+    return tuple(zip(token_ids.tolist(), logprobs.tolist(), strict=True))
 
 
 def _require_finite(logits: Tensor) -> None:

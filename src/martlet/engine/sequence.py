@@ -10,6 +10,7 @@ from torch import Tensor
 
 from martlet.device.threads import cpu_threads
 from martlet.engine.decode import DecodeLoop
+from martlet.engine.passes import pass_threads, run_stack
 from martlet.engine.sequence_memory import NEXT_STEP, SequenceMemory
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
@@ -17,9 +18,6 @@ from martlet.memory.plan import Phase
 from martlet.models.architecture import Architecture, Stack
 
 __all__ = ["RunningSequence"]
-
-# A pass over so few tokens is bound by reading the weights, as a single decode step is.
-_DECODE_TOKENS = 8
 
 
 class RunningSequence:
@@ -124,13 +122,9 @@ class RunningSequence:
             return loop.logits()
 
     def _run_stack(self, stack: Stack, token_ids: Sequence[int]) -> Tensor:
+        rows = torch.tensor([list(token_ids)], device=self._executor.device)  # (1, num_tokens)
         cache = self._cache if stack == "decoder" else None
-        executor = self._executor
-        rows = torch.tensor([list(token_ids)], device=executor.device)  # (1, num_tokens)
-        hidden, step = self._architecture.embed(executor.fixed(), stack, rows, cache)
-        for index, weights in executor.blocks(self._phase(stack)):
-            hidden = self._architecture.block(stack, index, weights, hidden, step, cache)
-        return hidden
+        return run_stack(self._architecture, self._executor, self._phase(stack), rows, cache)
 
     def _phase(self, stack: Stack) -> Phase:
         if stack == "encoder":
@@ -138,6 +132,4 @@ class RunningSequence:
         return "prefill" if self.num_tokens == 0 else "decode"
 
     def _threads(self, token_ids: Sequence[int]) -> AbstractContextManager[None]:
-        plan = self._executor.plan
-        is_decode = len(token_ids) <= _DECODE_TOKENS
-        return cpu_threads(plan.decode_threads if is_decode else plan.num_threads)
+        return cpu_threads(pass_threads(self._executor, len(token_ids)))
