@@ -10,7 +10,7 @@ from types import MappingProxyType, TracebackType
 
 from martlet.errors import ModelNotFoundError
 from martlet.server.job import Job
-from martlet.server.served_model import ServedModel
+from martlet.server.served_model import ServedModel, Shared
 from martlet.server.settings import ServerSettings
 from martlet.server.supervisor import RestartPolicy
 
@@ -48,11 +48,10 @@ class Backend:
         self.started_at = time.time()
         self.is_draining = False
         self._changed = asyncio.Event()
+        shared = Shared(asyncio.Lock(), self._changed.set)
         self.models = MappingProxyType(
             {
-                model.name: ServedModel(
-                    settings, model, worker_command, make_policy(), self._changed.set
-                )
+                model.name: ServedModel(settings, model, worker_command, make_policy(), shared)
                 for model in settings.models
             }
         )

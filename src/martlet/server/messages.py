@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from martlet.errors import (
+    CapacityError,
+    DeviceError,
+    MartletError,
+    OverloadedError,
+    UnavailableError,
+)
+
 __all__ = [
     "CancelMessage",
     "ConfigureMessage",
@@ -20,6 +28,7 @@ __all__ = [
     "SubmitMessage",
     "Task",
     "TokenDetails",
+    "error_details",
 ]
 
 TaskKind = Literal["chat", "complete", "write", "fill", "embed", "tokenize", "detokenize"]
@@ -176,3 +185,15 @@ class StatusMessage(TypedDict):
     tokens_per_second: float
     rss_bytes: int
     gpu_bytes: int | None
+
+
+def error_details(error: MartletError) -> ErrorDetails:
+    """An error as it goes over the socket."""
+    return {
+        "name": type(error).__name__,
+        "message": str(error),
+        "status": error.http_status,
+        "is_worth_retrying": isinstance(
+            error, CapacityError | DeviceError | OverloadedError | UnavailableError
+        ),
+    }

@@ -9,17 +9,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from martlet import errors
 from martlet.errors import MartletError, UnavailableError
 from martlet.server.admission import Admission, Limits, bounded_retry_after, cost_of
 from martlet.server.job import Job
-from martlet.server.messages import Event, HelloMessage, JobSpec, StatusMessage
+from martlet.server.messages import ErrorDetails, Event, HelloMessage, JobSpec, StatusMessage
 from martlet.server.settings import ModelSettings, ServerSettings
 from martlet.server.supervisor import RestartPolicy, Supervisor
 
-__all__ = ["ModelState", "ServedModel"]
+__all__ = ["ModelState", "ServedModel", "Shared"]
 
 ModelState = Literal["loading", "ready", "restarting", "failed"]
 
@@ -27,6 +28,19 @@ _STOP_GRACE_SECONDS = 5.0
 # What loading is expected to take before it has been seen.
 _USUAL_LOAD_SECONDS = 5.0
 _RETRY_AFTER_SHUTDOWN_SECONDS = 5.0
+_RETRY_AFTER_LOSS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the models of a server share.
+
+    load_turn: see ``Supervisor``.
+    on_change: called when a model's state changes or a job ends.
+    """
+
+    load_turn: asyncio.Lock
+    on_change: Callable[[], None]
 
 
 class ServedModel:
@@ -51,19 +65,20 @@ class ServedModel:
         settings: ServerSettings,
         model: ModelSettings,
         worker_command: Sequence[str],
-        policy: RestartPolicy | None = None,
-        on_change: Callable[[], None] = lambda: None,
+        policy: RestartPolicy,
+        shared: Shared,
     ) -> None:
         self.name = model.name
         self.created = int(time.time())
         self.state: ModelState = "loading"
         self.failure: str | None = None
+        self._failure_details: ErrorDetails | None = None
         self.hello: HelloMessage | None = None
         self.status: StatusMessage | None = None
         self.num_rejected_total: Counter[str] = Counter()
         self.num_restarts = 0
         self.max_queue = settings.max_queue
-        self._on_change = on_change
+        self._on_change = shared.on_change
         self._request_seconds = settings.request_seconds
         self._is_draining = False
         self._ready_at = time.monotonic() + _USUAL_LOAD_SECONDS
@@ -78,6 +93,7 @@ class ServedModel:
             {"op": "configure", "folder": model.folder, "options": dict(model.options)},
             self,
             policy,
+            shared.load_turn,
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -102,6 +118,13 @@ class ServedModel:
         if self.state == "ready":
             return self._admission.retry_after_seconds()
         return bounded_retry_after(self._ready_at - time.monotonic())
+
+    @property
+    def failure_error(self) -> MartletError:
+        """Why it has failed, as the error that ends a program."""
+        if self._failure_details is not None:
+            return _error_of(self._failure_details)
+        return MartletError(f"{self.name} could not be loaded: {self.failure}")
 
     def submit(self, job: JobSpec, client: str) -> Job:
         """Send a job to the model.
@@ -182,10 +205,11 @@ class ServedModel:
             case unknown:
                 raise AssertionError(f"no message is called {unknown}")
 
-    def on_lost(self, reason: str, delay_seconds: float | None) -> None:
+    def on_lost(self, reason: str, error: ErrorDetails | None, delay_seconds: float | None) -> None:
         """See ``WorkerHandler``."""
         self.status = None
         self.failure = reason
+        self._failure_details = error
         if delay_seconds is None:
             self.state = "failed"
         else:
@@ -214,7 +238,7 @@ class ServedModel:
                 self._admission.count_output(job.id, max(1, len(event.get("tokens", ()))))
             case "error":
                 self._forget(job.id)
-                job.put(_error_of(event))
+                job.put(_error_of(event["error"]))
                 return
         job.put(event)
         if job.is_complete:
@@ -255,9 +279,10 @@ def _shutting_down() -> UnavailableError:
     )
 
 
-def _error_of(event: Event) -> MartletError:
+def _error_of(details: ErrorDetails) -> MartletError:
     """The error that the process of the model named."""
-    details = event["error"]
     error_class = getattr(errors, details["name"], MartletError)
     error: MartletError = error_class(details["message"])
+    if isinstance(error, UnavailableError) and details["is_worth_retrying"]:
+        error.retry_after_seconds = _RETRY_AFTER_LOSS_SECONDS
     return error

@@ -44,8 +44,11 @@ class WorkerHandler(Protocol):
         """A message of the process, never "failure"."""
         ...
 
-    def on_lost(self, reason: str, delay_seconds: float | None) -> None:
-        """The process is gone; the next is started after the delay, or never where it is None."""
+    def on_lost(self, reason: str, error: ErrorDetails | None, delay_seconds: float | None) -> None:
+        """The process is gone; the next is started after the delay, or never where it is None.
+
+        ``error`` is what the process itself named as the cause of not loading, if it did.
+        """
         ...
 
 
@@ -76,6 +79,8 @@ class Supervisor:
         configuration: the first message to each process.
         handler: told of everything, in the thread of the event loop.
         policy: when to start again.
+        load_turn: held while a process loads, so that models that share it plan their memory one
+            after the other; each sees what the others have taken.
     """
 
     def __init__(
@@ -84,13 +89,17 @@ class Supervisor:
         command: Sequence[str],
         configuration: ConfigureMessage,
         handler: WorkerHandler,
-        policy: RestartPolicy | None = None,
+        policy: RestartPolicy,
+        load_turn: asyncio.Lock,
     ) -> None:
         self._name = name
         self._command = tuple(command)
         self._configuration = configuration
         self._handler = handler
-        self._policy = policy or RestartPolicy()
+        self._policy = policy
+        self._load_turn = load_turn
+        self._has_answered = asyncio.Event()  # the process has loaded, or has failed to
+        self._was_ready = False
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._failure: ErrorDetails | None = None
@@ -108,11 +117,10 @@ class Supervisor:
             reason = await self._run_once()
             if self._is_stopping:
                 return
-            is_pointless = self._failure is not None and not self._failure["is_worth_retrying"]
-            delay = None if is_pointless else self._policy.next_delay_seconds(time.monotonic())
+            delay = self._next_delay_seconds()
             after = "it stays down" if delay is None else f"next start in {delay:g} s"
             _LOG.error("%s: %s; %s", self._name, reason, after)
-            self._handler.on_lost(reason, delay)
+            self._handler.on_lost(reason, self._failure, delay)
             if delay is None:
                 return
             await asyncio.sleep(delay)
@@ -142,6 +150,7 @@ class Supervisor:
     async def _run_once(self) -> str:
         """Start a process and read what it says until it is gone; why it went."""
         self._failure, self._last_stderr_line = None, ""
+        self._has_answered.clear()
         ours, theirs = socket.socketpair()
         try:
             process = self._process = await self._start(theirs)
@@ -153,11 +162,11 @@ class Supervisor:
         if self._is_stopping:  # the call to stop came while it was being started
             self.kill()
         stderr = asyncio.create_task(self._copy_stderr(process))
+        turn = asyncio.create_task(self._let_load())
         try:
             reader, self._writer = await asyncio.open_connection(
                 sock=ours, limit=_LONGEST_LINE_BYTES
             )
-            self.send(self._configuration)
             await self._read(reader)
             await self._wait_or_kill(process, _EXIT_GRACE_SECONDS)
             await asyncio.wait([stderr], timeout=_EXIT_GRACE_SECONDS)
@@ -167,6 +176,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             stderr.cancel()
+            turn.cancel()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -186,6 +196,19 @@ class Supervisor:
             start_new_session=True,
         )
 
+    async def _let_load(self) -> None:
+        """Send the configuration once it is this model's turn; the turn ends with the loading."""
+        async with self._load_turn:
+            self.send(self._configuration)
+            await self._has_answered.wait()
+
+    def _next_delay_seconds(self) -> float | None:
+        failure = self._failure
+        # What a first start says of itself will not change; later, memory may be free again.
+        if failure is not None and not (self._was_ready and failure["is_worth_retrying"]):
+            return None
+        return self._policy.next_delay_seconds(time.monotonic())
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Pass on messages until the other end is closed."""
         while True:
@@ -196,10 +219,14 @@ class Supervisor:
             if not line.endswith(b"\n"):
                 return
             message = json.loads(line)
-            if message["op"] == "failure":
-                self._failure = message["error"]
-            else:
-                self._handler.on_message(message)
+            match message["op"]:
+                case "failure":
+                    self._failure = message["error"]
+                    continue
+                case "hello":
+                    self._was_ready = True
+                    self._has_answered.set()
+            self._handler.on_message(message)
 
     async def _copy_stderr(self, process: asyncio.subprocess.Process) -> None:
         """Put what the process complains about into the log, line by line."""

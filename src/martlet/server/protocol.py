@@ -1,0 +1,109 @@
+"""HTTP/1.1 as uvicorn reads it, with bounds on what comes before a request is handed on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["bounded_protocol"]
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
+)
+_MESSAGE = (
+    '{"error":{"message":"the head of the request has more than %d bytes; send fewer or shorter '
+    'headers","type":"invalid_request_error","param":null,"code":"header_too_large"}}'
+)
+
+
+def bounded_protocol(max_header_bytes: int, header_seconds: float) -> type[asyncio.Protocol]:
+    """A protocol for uvicorn that ends connections whose heads are too long or too slow.
+
+    The parser alone would collect headers without end and wait for them for ever.
+
+    Args:
+        max_header_bytes: request line and headers of one request.
+        header_seconds: from the connection to the end of its first head, and from the first byte
+            of every other head to its end.
+    """
+
+    class BoundedProtocol(HttpToolsProtocol):
+        """Counts what it reads of a head, and how long that takes."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._head_bytes = 0
+            self._is_in_head = True
+            self._is_refused = False
+            self._head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._start_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._is_refused:
+                return
+            if self._is_in_head:
+                self._start_timer()
+                self._head_bytes += len(data)
+            super().data_received(data)
+            # Still no end of the head, so all that was counted belongs to it.
+            if self._is_in_head and self._head_bytes > max_header_bytes:
+                self._refuse()
+
+        def on_message_begin(self) -> None:
+            self._is_in_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._is_in_head = False
+            self._head_bytes = 0
+            self._stop_timer()
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > max_header_bytes:
+                self._refuse()
+            else:
+                super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._is_refused:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if not self._is_refused:
+                super().on_message_complete()
+            self._is_in_head = True
+
+        def _start_timer(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(header_seconds, self._give_up)
+
+        def _stop_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _give_up(self) -> None:
+            self._head_timer = None
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._start_timer()  # the next head can wait until this answer is written
+            elif not self.transport.is_closing():
+                self.transport.close()
+
+        def _refuse(self) -> None:
+            self._is_refused = True
+            self._stop_timer()
+            if not self.transport.is_closing():
+                body = (_MESSAGE % max_header_bytes).encode()
+                self.transport.write(_TOO_LARGE % (len(body), body))
+                self.transport.close()
+
+    return BoundedProtocol
