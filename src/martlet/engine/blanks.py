@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from martlet.engine.request import SamplingParams
+from martlet.engine.request import SamplingParams, TokenEvent
 from martlet.engine.stop import StopStrings
 from martlet.engine.tasks import TaskModel
 from martlet.tokenizers.detokenizer import Detokenizer
@@ -20,8 +22,8 @@ class Answer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.token_ids: list[int] = []
+        self.tokens: list[TokenEvent] = []  # the same, as far as their events have been taken
         self.text = ""
-        self.logprob = 0.0
         self.closed = False
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(stop)
@@ -61,10 +63,19 @@ class Answer:
         return shown
 
 
+@dataclass(frozen=True)
+class _Accepted:
+    """What came of a token: text for blanks, and the answer that it is part of, if of any."""
+
+    answer: Answer | None
+    shown: list[tuple[int, str]]
+
+
 class BlankByBlank:
     """The constraint that keeps the decoder to the format; see ``fill.py``.
 
-    ``end_ids`` are the tokens that close the last blank.
+    ``end_ids`` are the tokens that close the last blank. The events of the tokens may be taken
+    later than the tokens are accepted, also by another thread; ``finish`` comes after all.
     """
 
     def __init__(self, model: TaskModel, num_blanks: int, params: SamplingParams) -> None:
@@ -76,8 +87,7 @@ class BlankByBlank:
         self._index = 0
         self._left_tokens = params.max_tokens
         self._share_tokens = params.max_tokens // num_blanks
-        self._last_is_text = False
-        self._shown: list[tuple[int, str]] = []
+        self._accepted: deque[_Accepted] = deque()  # those whose events have not been taken
 
     def forced(self) -> int | None:
         """The closing sentinel, once the blank has used up its share or hit a stop string."""
@@ -96,32 +106,34 @@ class BlankByBlank:
 
     def accept(self, token_id: int) -> None:
         """Add the token to its blank, or close the blank."""
-        answer = self.answers[self._index]
-        self._last_is_text = token_id not in self._closing_ids()
-        if self._last_is_text:
+        index, answer = self._index, self.answers[self._index]
+        if token_id not in self._closing_ids():
             self._left_tokens -= 1
-            self._show(answer.push(token_id))
+            shown = _shown(index, answer.push(token_id))
+            self._accepted.append(_Accepted(answer, shown))
             return
         was_forced = len(answer.token_ids) >= self._share_tokens
-        self._show(answer.finish(closed=answer.stopped or not was_forced))
+        shown = _shown(index, answer.finish(closed=answer.stopped or not was_forced))
+        self._accepted.append(_Accepted(None, shown))
         if self._index + 1 < len(self.answers):
             self._index += 1
             self._share_tokens = self._left_tokens // (len(self.answers) - self._index)
 
-    def finish(self) -> None:
-        """The end came without a closing token, as on cancelling."""
+    def take(self, event: TokenEvent) -> list[tuple[int, str]]:
+        """The text that the next token has shown, each piece with the index of its blank."""
+        accepted = self._accepted.popleft()
+        if accepted.answer is not None:
+            accepted.answer.tokens.append(event)
+        return accepted.shown
+
+    def finish(self) -> list[tuple[int, str]]:
+        """The text that is left, now that no token follows."""
+        # The token that ends a text has no event.
+        shown = [piece for accepted in self._accepted for piece in accepted.shown]
+        self._accepted.clear()
         answer = self.answers[self._index]
-        if not answer.closed:
-            self._show(answer.finish(closed=False))
-
-    def add_logprob(self, logprob: float | None) -> None:
-        """The log-probability of the token that was accepted last; None if it was forced."""
-        if logprob is not None and self._last_is_text:
-            self.answers[self._index].logprob += logprob
-
-    def take_shown(self) -> list[tuple[int, str]]:
-        """The pieces of text since the last call, each with the index of its blank."""
-        shown, self._shown = self._shown, []
+        if not answer.closed:  # it came without a closing token, as on cancelling
+            shown += _shown(self._index, answer.finish(closed=False))
         return shown
 
     def _closing_ids(self) -> frozenset[int]:
@@ -129,6 +141,6 @@ class BlankByBlank:
             return self.end_ids
         return frozenset({self._sentinels[self._index + 1]})
 
-    def _show(self, piece: str) -> None:
-        if piece:
-            self._shown.append((self._index, piece))
+
+def _shown(index: int, piece: str) -> list[tuple[int, str]]:
+    return [(index, piece)] if piece else []
