@@ -1,4 +1,4 @@
-# Words: install run test check fix bench docs. All of them work in .venv/, which `make install` makes.
+# Words: install run serve test check fix bench docs. All of them work in .venv/, which `make install` makes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Tests that run at a time.
 JOBS ?= 2
 
-.PHONY: install run test check fix bench docs clean
+.PHONY: install run serve test check fix bench docs clean
 .DEFAULT_GOAL := run
 
 install: $(VENV)/.installed
@@ -21,6 +21,9 @@ $(VENV)/.installed: pyproject.toml
 
 run: install
 	@$(BIN)/martlet tour
+
+serve: install
+	$(BIN)/martlet serve
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not browser"

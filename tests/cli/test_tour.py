@@ -36,6 +36,7 @@ def test_the_tour_shows_three_tasks_and_what_to_type_next(
         assert f"\n{heading}" in done.stdout
     assert all(cell_len(line) <= 80 for line in done.stdout.splitlines())
     assert 'write cpm1-mini "' in done.stdout
+    assert done.stdout.rstrip().endswith(" serve")  # the last word is the web app's
     assert done.stdout == martlet("tour", "--device", "cpu").stdout  # seeds are fixed
     assert done.stderr.count("tokens/s") == 5
 

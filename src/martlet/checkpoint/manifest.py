@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from martlet.checkpoint.names import MANIFEST_NAME
 from martlet.checkpoint.safetensors import MAX_ENTRIES, check_tensor_name
 from martlet.checkpoint.shards import plain_file_name, read_json_object
 from martlet.errors import ModelFileError
@@ -22,7 +23,6 @@ __all__ = [
     "read_manifest",
 ]
 
-MANIFEST_NAME = "martlet.json"
 FORMAT_VERSION = 1
 FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "llama", "t5")
 _QUANTIZE = ("none", "int8")

@@ -48,6 +48,8 @@ def command(loading: LoadOptions) -> None:
         "--help",
     ):
         print_text(f"{_INDENT}{program} {line}")
+    _say("\nIn the browser · 在浏览器里", bold=True)
+    print_text(f"{_INDENT}{program} serve")
 
 
 def _show_fill(model: Model) -> None:

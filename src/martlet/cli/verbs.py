@@ -26,6 +26,7 @@ VERBS = {
     "fill": "Fill the blanks of a text.",
     "write": "Continue an opening.",
     "chat": "Talk with a dialogue model.",
+    "serve": "Serve models over HTTP, with a web app.",
     "list": "List the models that are here (alias: ls).",
     "show": "Show what a model consists of.",
     "plan": "Show where the weights of a model would live.",

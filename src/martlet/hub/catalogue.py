@@ -11,8 +11,7 @@ from typing import Literal
 
 import platformdirs
 
-from martlet.checkpoint.manifest import MANIFEST_NAME
-from martlet.checkpoint.store import open_store
+from martlet.checkpoint.names import MANIFEST_NAME
 from martlet.errors import MartletError, ModelNotFoundError
 from martlet.models.family import TASKS_OF_FAMILY, Task
 
@@ -139,6 +138,9 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _entry(name: str, path: Path, origin: Literal["bundled", "local"]) -> ModelEntry:
+    # Imports torch; finding a folder does not need it.
+    from martlet.checkpoint.store import open_store
+
     try:
         store = open_store(path)
     except MartletError as error:
