@@ -1,0 +1,44 @@
+import { readStored, writeStored } from "./storage";
+
+export interface Turn {
+  role: "user" | "assistant";
+  content: string;
+  /** The answer was stopped, or broke off, before its end. */
+  isPartial?: boolean;
+}
+
+const NAME = "chat";
+/** Well below what browsers keep for a site (about five million characters). */
+const MAX_CHARACTERS = 1_000_000;
+
+/** The turns of a stored value; what is no turn is left out. */
+export function turnsOf(value: unknown): Turn[] {
+  if (!Array.isArray(value)) return [];
+  return value.flatMap((item: unknown): Turn[] => {
+    if (typeof item !== "object" || item === null || !("role" in item) || !("content" in item)) return [];
+    const { role, content } = item;
+    if ((role !== "user" && role !== "assistant") || typeof content !== "string") return [];
+    const isPartial = "isPartial" in item && item.isPartial === true;
+    return [isPartial ? { role, content, isPartial } : { role, content }];
+  });
+}
+
+/** The latest turns that have room, beginning with one of the user. */
+export function latestTurns(turns: readonly Turn[], maxCharacters = MAX_CHARACTERS): Turn[] {
+  let room = maxCharacters;
+  let first = turns.length;
+  while (first > 0 && turns[first - 1]!.content.length <= room) {
+    first--;
+    room -= turns[first]!.content.length;
+  }
+  if (first > 0) while (first < turns.length && turns[first]!.role !== "user") first++;
+  return turns.slice(first);
+}
+
+export function loadTurns(): Turn[] {
+  return turnsOf(readStored(NAME));
+}
+
+export function saveTurns(turns: readonly Turn[]): boolean {
+  return writeStored(NAME, latestTurns(turns));
+}
