@@ -1,0 +1,184 @@
+"""What clients of Ollama send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from martlet.server.failures import ApiError
+from martlet.server.fields import Body, Flag, Stop
+from martlet.server.response_format import checked_schema
+
+__all__ = [
+    "OllamaChatRequest",
+    "OllamaEmbedRequest",
+    "OllamaGenerateRequest",
+    "OllamaOptions",
+    "OllamaShowRequest",
+]
+
+_LARGEST_TOKENS = (1 << 31) - 1
+_LARGEST_SEED = (1 << 63) - 1
+_OUR_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+
+
+class OllamaOptions(Body):
+    """Sampling in Ollama's words. How a model is loaded is settled when the server starts."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "mirostat": (0,),
+        "tfs_z": (1, 1.0),
+        "typical_p": (1, 1.0),
+    }
+    no_effect: ClassVar[frozenset[str]] = frozenset(
+        {"f16_kv", "logits_all", "low_vram", "main_gpu", "mirostat_eta", "mirostat_tau"}
+        | {"num_batch", "num_ctx", "num_gpu", "num_keep", "num_thread", "numa"}
+        | {"penalize_newline", "repeat_last_n", "use_mlock", "use_mmap", "vocab_only"}
+    )
+
+    num_predict: Annotated[int, Field(ge=-2, le=_LARGEST_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=_LARGEST_TOKENS)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: Stop | None = None
+    seed: Annotated[int, Field(ge=-1, le=_LARGEST_SEED)] | None = None
+
+    def params(self) -> dict[str, Any]:
+        """The sampling parameters that were given.
+
+        A seed of -1 is none; num_predict -1 and -2, "no limit", leave the model's usual length.
+        """
+        params: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is None or (name in ("num_predict", "seed") and value < 0):
+                continue
+            params[_OUR_NAMES.get(name, name)] = value
+        return params
+
+
+class _Named(Body):
+    """A request that names a model, perhaps with Ollama's tag."""
+
+    model: str
+
+    @property
+    def name(self) -> str:
+        """The model without the tag that Ollama's clients add."""
+        return self.model.removesuffix(":latest")
+
+
+class _Generation(_Named):
+    """What both kinds of generation have in common."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "logprobs": (False,),
+        "think": (False,),
+        "top_logprobs": (0,),
+    }
+    no_effect: ClassVar[frozenset[str]] = frozenset({"keep_alive", "truncate", "shift"})
+
+    stream: Flag = None
+    options: OllamaOptions | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Ollama streams unless it is told not to."""
+        return self.stream is not False
+
+    def params(self) -> dict[str, Any]:
+        """The sampling parameters that were given."""
+        return self.options.params() if self.options else {}
+
+    def job_format(self) -> dict[str, Any] | None:
+        """The format as jobs have it.
+
+        Raises:
+            ApiError: 400; the schema is too large.
+        """
+        if isinstance(self.format, dict):
+            return checked_schema(self.format, "format")
+        return {"type": "json_object"} if self.format == "json" else None
+
+
+class OllamaMessage(Body):
+    """A turn of a dialogue."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "images": ([],),
+        "thinking": ("",),
+        "tool_calls": ([],),
+        "tool_name": ("",),
+    }
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class OllamaChatRequest(_Generation):
+    """The body of ``/api/chat``."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_Generation.refused, "tools": ([],)}
+
+    messages: list[OllamaMessage] | None = None
+
+
+class OllamaGenerateRequest(_Generation):
+    """The body of ``/api/generate``."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_Generation.refused,
+        "context": ([],),
+        "images": ([],),
+        "system": ("",),
+        "template": ("",),
+    }
+
+    prompt: str | None = None
+    suffix: str | None = None
+    raw: Flag = None
+
+
+class OllamaEmbedRequest(_Named):
+    """The body of ``/api/embed``."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"dimensions": ()}
+    no_effect: ClassVar[frozenset[str]] = frozenset({"keep_alive", "options", "truncate"})
+
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    )
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """Each text."""
+        return [self.input] if isinstance(self.input, str) else list(self.input)
+
+
+class OllamaShowRequest(Body):
+    """The body of ``/api/show``; older clients say ``name``."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"system": ("",), "template": ("",)}
+    no_effect: ClassVar[frozenset[str]] = frozenset({"verbose", "options"})
+
+    model: str | None = None
+    name: str | None = None
+
+    def wanted(self) -> str:
+        """The model without its tag.
+
+        Raises:
+            ApiError: 400; none is named.
+        """
+        name = self.model or self.name
+        if not name:
+            raise ApiError(400, "missing_required_parameter", "model is missing", "model")
+        return name.removesuffix(":latest")
