@@ -7,7 +7,9 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 from torch import Tensor
 
+from martlet.api.prepared import Prepared, PromptKind, prepare, task_of, with_extras
 from martlet.compression.perplexity import TextScore, score_causal, score_conditional
+from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.chat import chat
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
@@ -17,7 +19,7 @@ from martlet.engine.request import Request, SamplingParams, Stats
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
 from martlet.engine.tasks import DEFAULT_SAMPLING, DEFAULT_TOKENS_PER_BLANK, TaskModel
 from martlet.engine.text import TextStream
-from martlet.engine.write import complete, write
+from martlet.engine.write import write
 from martlet.errors import ModelFileError, UsageError
 from martlet.memory.plan import Plan
 from martlet.tokenizers.tokenizer import Tokenizer
@@ -207,12 +209,47 @@ class Model:
             UsageError: the prompt is empty.
             ContextLengthError: the prompt is too long.
         """
-        params = self._params({"eva": "chat", "t5": "generate"}.get(self.family, "write"), options)
-        if self.family == "eva":
-            return self._text(
-                chat(self._model, [{"role": "user", "content": prompt}], params), stream
-            )
-        return self._text(complete(self._model, prompt, params), stream)
+        return self._text(self.prepare("complete", prompt, **options).request, stream)
+
+    def prepare(
+        self,
+        kind: PromptKind,
+        payload: Any,
+        *,
+        top_logprobs: int | None = None,
+        format: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Prepared:
+        """A text to be written in a batch: the request, and what its events mean.
+
+        Args:
+            kind: "chat" takes messages; "complete" (as ``generate``) and "write" take a text or its
+                token ids; "fill" takes a text with blanks or the pieces around them.
+            payload: that.
+            top_logprobs: how many of the most probable tokens to tell beside each token.
+            format: {"type": "json_object"}, or {"type": "json_schema", "schema": {...}}.
+            options: sampling keywords.
+
+        Raises:
+            UsageError: the payload is malformed, or the model cannot do this.
+            ContextLengthError: it is longer than what the model reads.
+        """
+        room = {}
+        if kind == "fill":
+            # Without a blank the text is refused, but a wrong keyword is named before that.
+            room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(payload))}
+        params = self._params(task_of(kind, self.family), options, room)
+        limit_tokens = self.batch_limits.slot_tokens
+        prepared = prepare(self._model, kind, payload, params, limit_tokens)
+        return with_extras(self._model, prepared, top_logprobs, format)
+
+    def batch(self, limits: BatchLimits | None = None) -> Batch:
+        """Memory to write many texts at a time; ``limits`` None is what the plan has paid for.
+
+        Raises:
+            CapacityError: it does not fit.
+        """
+        return Batch(self.generator, limits or self.batch_limits)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """The raw output after each token; decoder-only models.

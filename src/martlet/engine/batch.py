@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import torch
 
 from martlet.engine.batch_limits import BatchLimits
-from martlet.engine.batch_steps import choose, constraint_error, make_steps
-from martlet.engine.batch_text import BatchText, Deliver, Failed, Started
+from martlet.engine.batch_steps import choose, make_steps
+from martlet.engine.batch_text import BatchText, Deliver, Event, Failed, Started
 from martlet.engine.fair_queue import FairQueue
 from martlet.engine.generator import Generator
 from martlet.engine.prefill import Prefill
-from martlet.engine.request import Context, Request
+from martlet.engine.request import Context, Request, constraint_error
 from martlet.engine.sampler import Sample
 from martlet.engine.sequence_memory import NEXT_STEP
 from martlet.engine.writing import Writing
 from martlet.errors import CapacityError, ContextLengthError, MartletError
 from martlet.memory.capacity import report_out_of_memory
 
-__all__ = ["Batch", "BatchState"]
+__all__ = ["Batch", "BatchState", "Deliver", "Event", "Failed", "Started"]
 
 
 @dataclass(frozen=True)

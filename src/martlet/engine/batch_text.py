@@ -11,7 +11,7 @@ from martlet.engine.request import Context, Finished, TokenEvent
 from martlet.engine.writing import Writing
 from martlet.errors import MartletError
 
-__all__ = ["BatchEvent", "BatchText", "Deliver", "Failed", "Started"]
+__all__ = ["BatchText", "Deliver", "Event", "Failed", "Started"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Failed:
     error: MartletError
 
 
-BatchEvent = Started | TokenEvent | Finished | Failed
-Deliver = Callable[[BatchEvent], None]
+Event = Started | TokenEvent | Finished | Failed
+Deliver = Callable[[Event], None]
 """Takes the events of one request; called by the thread that steps, so it must not wait."""
 
 
@@ -82,7 +82,7 @@ class BatchText:
         before, self._mark_seconds = self._mark_seconds, now
         return now - before
 
-    def send(self, event: BatchEvent) -> None:
+    def send(self, event: Event) -> None:
         """Hand an event to the caller. One who cannot take it is taken to have gone."""
         try:
             self.deliver(event)
@@ -92,5 +92,5 @@ class BatchText:
             self.writing.request.cancel.set()
 
 
-def _nobody(event: BatchEvent) -> None:
+def _nobody(event: Event) -> None:
     """Nobody listens."""

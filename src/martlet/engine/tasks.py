@@ -132,6 +132,30 @@ class TaskModel:
             raise UsageError(f"{what} is of type {type(text).__name__}; it must be a string")
         return self.tokenizer.encode(text)
 
+    def prompt_ids(self, prompt: Any, what: str) -> list[int]:
+        """The ids of a text, or those that are given in its place.
+
+        Raises:
+            UsageError: neither a string nor ids of the vocabulary, or there is nothing.
+        """
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
+            prompt_ids = list(prompt)
+            self._require_ids(prompt_ids, what)
+        else:
+            prompt_ids = self.encode(prompt, what)
+        if not prompt_ids:
+            raise UsageError(f"{what} is empty; give at least one character")
+        return prompt_ids
+
+    def _require_ids(self, prompt_ids: Sequence[object], what: str) -> None:
+        vocab_size = self.tokenizer.vocab_size
+        for token_id in prompt_ids:
+            if type(token_id) is not int or not 0 <= token_id < vocab_size:
+                raise UsageError(
+                    f"{what} has {token_id!r:.40} among its token ids; it must be a string, or a "
+                    f"list of whole numbers from 0 to {vocab_size - 1:,}"
+                )
+
     def require_short(self, num_tokens: int) -> None:
         """Check the length of what the encoder is to read.
 

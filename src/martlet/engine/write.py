@@ -11,24 +11,35 @@ from collections.abc import Sequence
 
 from martlet.engine.request import Context, Request, SamplingParams, Suppress, Window
 from martlet.engine.tasks import TaskModel
-from martlet.errors import ContextLengthError, UsageError
+from martlet.errors import ContextLengthError
 
 __all__ = ["complete", "continuation_context", "write"]
 
+_OPENING = "the text to go on with"
 
-def write(model: TaskModel, opening: str, params: SamplingParams) -> Request:
+
+def write(
+    model: TaskModel,
+    opening: str | Sequence[int],
+    params: SamplingParams,
+    context_tokens: int | None = None,
+) -> Request:
     """A text that follows an opening, of any length.
 
     When the context is full, writing goes on from its last tokens: a decoder-only model reads the
     last half of its context again; CPM-2 puts the text so far, as much as its encoder reads, in
     front of an empty decoder. An opening that is longer than that is read from its last tokens.
+    ``context_tokens`` makes the decoder's context smaller than the model's own. The opening is a
+    text, or its ids.
 
     Raises:
         UsageError: not a model that writes, or the opening is empty.
     """
     model.require("write")
-    opening_ids = _opening_ids(model, opening)
+    opening_ids = model.prompt_ids(opening, _OPENING)
     limit_tokens = _decoder_limit(model)
+    if context_tokens is not None:
+        limit_tokens = min(limit_tokens, context_tokens)
     is_decoder_only = not model.generator.architecture.has_encoder
 
     def restart(output_ids: Sequence[int]) -> Context:
@@ -48,7 +59,7 @@ def write(model: TaskModel, opening: str, params: SamplingParams) -> Request:
     )
 
 
-def complete(model: TaskModel, prompt: str, params: SamplingParams) -> Request:
+def complete(model: TaskModel, prompt: str | Sequence[int], params: SamplingParams) -> Request:
     """What follows a prompt that fits into the context; ends, at the latest, where that is full.
 
     CPM-2 goes on as in ``write``. T5 reads the prompt as a task for its encoder. EVA is not asked
@@ -58,7 +69,7 @@ def complete(model: TaskModel, prompt: str, params: SamplingParams) -> Request:
         UsageError: the prompt is empty.
         ContextLengthError: the prompt is longer than what the model reads.
     """
-    prompt_ids = _opening_ids(model, prompt)
+    prompt_ids = model.prompt_ids(prompt, _OPENING)
     limit_tokens = model.generator.architecture.max_positions
     num_tokens = len(model.start_ids) + len(prompt_ids)
     if limit_tokens is not None and num_tokens > limit_tokens:
@@ -102,13 +113,6 @@ def _request(
         prompt_ids=tuple(prompt_ids),
         window=window,
     )
-
-
-def _opening_ids(model: TaskModel, opening: str) -> list[int]:
-    opening_ids = model.encode(opening, "the text to go on with")
-    if not opening_ids:
-        raise UsageError("the text to go on with is empty; give at least one character")
-    return opening_ids
 
 
 def _decoder_limit(model: TaskModel) -> int:

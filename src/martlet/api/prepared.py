@@ -1,0 +1,126 @@
+"""What a model is asked, ready for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, assert_never
+
+from martlet.engine.blank_marks import split_at_blanks
+from martlet.engine.chat import chat
+from martlet.engine.fill_request import Fill, FillRequest
+from martlet.engine.request import Finished, Request, SamplingParams, TokenEvent
+from martlet.engine.tasks import TaskModel
+from martlet.engine.write import complete, write
+from martlet.errors import UsageError
+
+__all__ = ["MAX_TOP_LOGPROBS", "Prepared", "PromptKind", "prepare", "task_of", "with_extras"]
+
+PromptKind = Literal["chat", "complete", "write", "fill"]
+
+MAX_TOP_LOGPROBS = 20
+"""The most probable tokens that can be told beside each token; OpenAI's number."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request for ``Batch.submit``, and what its events mean.
+
+    Each event is to be taken once, in order; not all need to be taken where nobody wants ``fill``.
+    """
+
+    request: Request
+    filling: FillRequest | None = None
+
+    def take(self, event: TokenEvent | Finished) -> list[tuple[int, str]]:
+        """The pieces of text that an event adds, none empty, each with the index of its blank.
+
+        What has no blanks is written as blank 0.
+        """
+        if self.filling is not None:
+            return self.filling.take(event)
+        return [(0, event.text)] if event.text else []
+
+    @property
+    def fill(self) -> Fill | None:
+        """The text with its blanks filled, once the last event has been taken; else None."""
+        return None if self.filling is None else self.filling.result
+
+
+def task_of(kind: PromptKind, family: str) -> str:
+    """Which of the defaults for sampling a prompt of this kind takes."""
+    if kind != "complete":
+        return kind
+    return {"eva": "chat", "t5": "generate"}.get(family, "write")
+
+
+def prepare(
+    model: TaskModel,
+    kind: PromptKind,
+    payload: Any,
+    params: SamplingParams,
+    context_tokens: int,
+) -> Prepared:
+    """The request for what is asked; nothing is computed but tokens.
+
+    ``context_tokens`` is what the decoder of a batch holds: ``write`` moves its window in that.
+
+    Raises:
+        UsageError: the payload is malformed, or the model cannot do this.
+        ContextLengthError: it is longer than what the model reads.
+    """
+    match kind:
+        case "chat":
+            return Prepared(chat(model, payload, params))
+        case "complete":
+            return Prepared(_completion(model, payload, params))
+        case "write":
+            return Prepared(write(model, payload, params, context_tokens))
+        case "fill":
+            pieces = split_at_blanks(payload) if isinstance(payload, str) else payload
+            filling = FillRequest(model, pieces, params)
+            return Prepared(filling.request, filling)
+        case _:
+            assert_never(kind)
+
+
+def with_extras(
+    model: TaskModel,
+    prepared: Prepared,
+    top_logprobs: int | None,
+    format: Mapping[str, Any] | None,
+) -> Prepared:
+    """The same with log-probabilities of the most probable tokens, or held to a format.
+
+    Raises:
+        UsageError: a number out of range, a format for blanks, or one that is not supported.
+    """
+    num_top = 0 if top_logprobs is None else top_logprobs
+    if type(num_top) is not int or not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise UsageError(
+            f"top_logprobs is {top_logprobs!r:.40}; it must be a whole number from 0 to "
+            f"{MAX_TOP_LOGPROBS}"
+        )
+    request = replace(prepared.request, top_logprobs=num_top)
+    if format is None:
+        return replace(prepared, request=request)
+    if prepared.filling is not None:
+        raise UsageError("blanks have a form of their own; leave the format out, or ask for text")
+    # Needs a package that is not always there.
+    from martlet.engine.structured import structured_constraint
+
+    mask = request.constraint.suppressed()
+    assert mask is not None, "every task suppresses its control tokens"
+    return replace(
+        prepared,
+        request=replace(request, constraint=structured_constraint(model, format, mask)),
+    )
+
+
+def _completion(model: TaskModel, prompt: Any, params: SamplingParams) -> Request:
+    """What follows a prompt; EVA answers it as a turn."""
+    if model.family != "eva":
+        return complete(model, prompt, params)
+    if not isinstance(prompt, str):
+        raise UsageError(f"{model.name} answers turns of a dialogue; give the prompt as a text")
+    return chat(model, [{"role": "user", "content": prompt}], params)
