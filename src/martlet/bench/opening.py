@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,8 @@ from martlet.bench.passes import Workload
 from martlet.bench.random_source import RandomSource
 from martlet.bench.shapes import Shape
 from martlet.device.probe import Gpu, probe_ram
-from martlet.engine.demand import Lengths, estimate_demand
+from martlet.engine.batch_limits import BatchLimits
+from martlet.engine.demand import Lengths, estimate_batch_demand, estimate_demand
 from martlet.engine.machine import (
     capped,
     compute_dtype,
@@ -22,12 +24,12 @@ from martlet.engine.machine import (
 from martlet.engine.parts import head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
-from martlet.memory.plan import BlockSize, Budget, Work, make_plan
+from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
 
-__all__ = ["Setting", "open_shape"]
+__all__ = ["Setting", "open_shape", "open_shape_for_batch"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,56 @@ def open_shape(shape: Shape, setting: Setting, workload: Workload) -> tuple[Arch
     """
     architecture = load_architecture(shape.config)
     _check_length(architecture, workload)
+    lengths = _lengths(architecture, workload)
+
+    def demand(dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
+        return estimate_demand(architecture, lengths, dtype, capability)
+
+    return _open(architecture, shape.family, setting, _Needs(demand, workload.prompt_tokens))
+
+
+def open_shape_for_batch(
+    shape: Shape, setting: Setting, limits: BatchLimits
+) -> tuple[Architecture, Executor]:
+    """The same, planned for the texts of a batch.
+
+    Raises:
+        CapacityError, UsageError, ModelFileError: as ``open_shape``.
+    """
+    architecture = load_architecture(shape.config)
+    positions = architecture.max_positions
+    if positions is not None and limits.slot_tokens > positions:
+        raise UsageError(
+            f"a slot has {limits.slot_tokens:,} tokens and the shape {positions:,} positions; "
+            "use less"
+        )
+
+    def demand(dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
+        return estimate_batch_demand(architecture, limits, dtype, capability)
+
+    usual_tokens = limits.encoder_tokens or limits.slot_tokens
+    return _open(architecture, shape.family, setting, _Needs(demand, usual_tokens))
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What is asked of a model: memory by dtype and capability, and the prompt to predict for."""
+
+    demand: Callable[[torch.dtype, tuple[int, int] | None], Demand]
+    prompt_tokens: int
+
+
+def _open(
+    architecture: Architecture, family: str, setting: Setting, needs: _Needs
+) -> tuple[Architecture, Executor]:
     gpu = first_gpu(setting.device)
     if gpu is not None:
         try:
-            return architecture, _open_on(gpu, architecture, shape.family, setting, workload)
+            return architecture, _open_on(gpu, architecture, family, setting, needs)
         except CapacityError:
             if setting.device == "cuda":
                 raise
-    return architecture, _open_on(None, architecture, shape.family, setting, workload)
+    return architecture, _open_on(None, architecture, family, setting, needs)
 
 
 def _open_on(
@@ -72,7 +116,7 @@ def _open_on(
     architecture: Architecture,
     family: str,
     setting: Setting,
-    workload: Workload,
+    needs: _Needs,
 ) -> Executor:
     capability = gpu.compute_capability if gpu else None
     dtype = compute_dtype(family, capability)
@@ -88,8 +132,8 @@ def _open_on(
             )
             for spec in specs
         ]
-    lengths, gpu_bytes = _lengths(architecture, workload), 0
-    demand = estimate_demand(architecture, lengths, dtype, capability)
+    gpu_bytes = 0
+    demand = needs.demand(dtype, capability)
     if gpu:
         state = probe_gpu_state(torch.device("cuda", gpu.index))
         demand = replace(demand, context_bytes=state.context_bytes)
@@ -107,8 +151,8 @@ def _open_on(
         device = torch.device("cuda", gpu.index)
         has_encoder = architecture.has_encoder
         work = Work(
-            prompt_tokens=1 if has_encoder else workload.prompt_tokens,
-            encoder_tokens=workload.prompt_tokens if has_encoder else 0,
+            prompt_tokens=1 if has_encoder else needs.prompt_tokens,
+            encoder_tokens=needs.prompt_tokens if has_encoder else 0,
             fixed_decode_bytes=head_bytes(parts["fixed"]),
             bytes_per_weight=1.0 if setting.is_int8 else dtype.itemsize,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from martlet.device.threads import cpu_threads
 from martlet.engine.passes import pass_threads, run_stack
-from martlet.engine.request import Request
+from martlet.engine.request import Request, constraint_error
 from martlet.engine.sampler import Sample, Sampler
 from martlet.engine.sequence_memory import NEXT_STEP
 from martlet.errors import CapacityError, MartletError
@@ -21,7 +21,7 @@ from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["BatchSteps", "HostSteps", "choose", "constraint_error", "make_steps"]
+__all__ = ["BatchSteps", "HostSteps", "choose", "make_steps"]
 
 
 class BatchSteps(Protocol):
@@ -150,15 +150,3 @@ def choose(request: Request, sampler: Sampler, logits: Tensor) -> Sample | Martl
         return error
     except Exception as error:  # a constraint is somebody else's code
         return constraint_error(error)
-
-
-def constraint_error(error: Exception) -> MartletError:
-    """What a request is told when its constraint breaks; the cause is kept."""
-    if isinstance(error, MartletError):
-        return error
-    failure = MartletError(
-        f"the constraint of this text failed with {type(error).__name__}: {error}; "
-        "ask again without it"
-    )
-    failure.__cause__ = error
-    return failure

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from martlet.errors import UsageError
+from martlet.errors import MartletError, UsageError
 
 __all__ = [
     "MAX_STOP_STRINGS",
@@ -25,6 +25,7 @@ __all__ = [
     "Suppress",
     "TokenEvent",
     "Window",
+    "constraint_error",
 ]
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -142,6 +143,18 @@ class Constraint(Protocol):
     def accept(self, token_id: int) -> None:
         """Take note of the token that came, chosen or forced."""
         ...
+
+
+def constraint_error(error: Exception) -> MartletError:
+    """What a request is told when its constraint breaks; the cause is kept."""
+    if isinstance(error, MartletError):
+        return error
+    failure = MartletError(
+        f"the constraint of this text failed with {type(error).__name__}: {error}; "
+        "ask again without it"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 @dataclass(frozen=True)

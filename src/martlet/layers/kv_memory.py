@@ -73,8 +73,9 @@ class KVMemory:
 
         A bias hides what lies beyond the end of a text only where it is a finite number.
         """
-        for tensor in (self.self_attention, self.cross_attention):
-            tensor[:, :, slot].zero_()
+        with torch.inference_mode():
+            for tensor in (self.self_attention, self.cross_attention):
+                tensor[:, :, slot].zero_()
 
     def hold_encoder_tokens(self, num_tokens: int) -> None:
         """Make the part for cross attention at least so long; what it held is lost if it grows."""
