@@ -219,6 +219,22 @@ class CPM2BilingualTokenizer(GreedyTokenizer):
 
         return push
 
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, the bytes that it adds to a text; see ``Tokenizer``.
+
+        None for the English pieces that may begin a word: a space may come with them.
+        """
+        return [
+            None if english and not (continuation or silent) else text
+            for text, english, continuation, silent in zip(
+                self._text_bytes,
+                self._is_english,
+                self._is_continuation,
+                self._is_silent,
+                strict=True,
+            )
+        ]
+
     def _split_entries(
         self, entries: list[tuple[str, int]]
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int]] | None]:

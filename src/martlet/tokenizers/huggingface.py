@@ -116,6 +116,10 @@ class HuggingFaceTokenizer(PieceTokenizer):
         """A function for one text: given the next id, it returns the UTF-8 bytes this id adds."""
         return self._rules.start(self._table)
 
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, the bytes that it adds to a text; see ``Tokenizer``."""
+        return [self._rules.joiner + piece if piece else b"" for piece in self._table]
+
 
 def _read_pieces(
     state: _State, names: SpecialNames

@@ -69,6 +69,10 @@ class T5Tokenizer(PieceTokenizer):
         """A function for one text: given the next id, it returns the UTF-8 bytes this id adds."""
         return self._rules.start(self._table)
 
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, the bytes that it adds to a text; see ``Tokenizer``."""
+        return [self._rules.joiner + piece if piece else b"" for piece in self._table]
+
     def _decoding_rules(self, pieces: list[str]) -> DecodingRules:
         """How the model's own settings treat spaces at the beginning, found by asking it."""
         decode = self._processor.DecodePieces

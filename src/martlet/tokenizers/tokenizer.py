@@ -67,6 +67,15 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, the bytes that it adds to a text wherever it stands.
+
+        Control ids add nothing; None is an id for which that depends on its neighbours. The bytes
+        of ids without such a one, joined, are their ``decode_bytes``, but for spaces where the
+        text begins: a vocabulary that puts a space before every word leaves out the first.
+        """
+        ...
+
 
 class PieceTokenizer(ABC):
     """Derives both decodings from ``start_decoding``, so that they agree by construction."""
@@ -89,3 +98,10 @@ class PieceTokenizer(ABC):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids; control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
         return self.decode_bytes(token_ids).decode("utf-8", "replace")
+
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, the bytes that it adds to a text; see ``Tokenizer``.
+
+        This is for vocabularies where no id looks at its neighbours.
+        """
+        return list(map(self.start_decoding(), range(self.vocab_size)))

@@ -1,0 +1,100 @@
+"""Text that is JSON by construction: tokens that would break it cannot be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from martlet.engine.grammars import grammars_of
+from martlet.engine.request import Constraint
+from martlet.engine.schema_check import schema_of
+from martlet.engine.tasks import TaskModel
+from martlet.errors import UsageError
+
+__all__ = ["structured_constraint"]
+
+
+def structured_constraint(
+    model: TaskModel, format: Mapping[str, Any], base_mask: Tensor
+) -> Constraint:
+    """The constraint that a text is a JSON object, or JSON that fits a schema.
+
+    ``format`` is ``{"type": "json_object"}`` or ``{"type": "json_schema", "schema": {...}}``.
+    Properties come in the order of the schema, all on one line. A text ends only where it is
+    whole; max_tokens, a stop string or a full context may still cut it off.
+
+    Shapes:
+        base_mask: (vocab_size,) bool, True = must never be chosen, as a request of the task has it;
+            the control tokens that it leaves may end the text
+
+    Raises:
+        UsageError: llguidance is not installed, the format or its schema is not valid or not
+            supported, or the vocabulary cannot write it.
+    """
+    schema = schema_of(format)
+    end_ids = [i for i in sorted(model.special.control_ids()) if not base_mask[i]]
+    if not end_ids:
+        raise UsageError(
+            f"{model.name} has no token that ends a text, without which JSON never ends; "
+            "ask for plain text"
+        )
+    grammars = grammars_of(model.tokenizer)
+    return _Json(grammars.matcher(schema), base_mask, end_ids, grammars.end_id)
+
+
+class _Json:
+    """One text on its way; ``matcher`` is where in the grammar it stands."""
+
+    def __init__(self, matcher: Any, base_mask: Tensor, end_ids: list[int], mark: int) -> None:
+        self._matcher = matcher
+        self._base_mask = base_mask
+        self._end_ids = end_ids
+        self._mark = mark  # the bit that says whether the text may end
+        self._bits = np.zeros(-(-base_mask.numel() // 32) * 4, dtype=np.uint8)
+        self._mask: Tensor | None = None
+        self._num_tokens = 0
+
+    def forced(self) -> int | None:
+        """None: where just one token can follow, the mask says so."""
+        return None
+
+    def suppressed(self) -> Tensor:
+        """All tokens but those with which the text stays on its way to valid JSON.
+
+        Raises:
+            UsageError: the schema asks for more work than a step may take, or for characters that
+                the vocabulary does not have.
+        """
+        if self._mask is None:
+            self._mask = self._next_mask()
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        """Go on in the grammar, or end."""
+        self._mask = None
+        self._num_tokens += 1
+        if token_id not in self._end_ids:
+            is_accepted = self._matcher.consume_token(token_id)
+            assert is_accepted, f"token {token_id} was suppressed, yet chosen"
+
+    def _next_mask(self) -> Tensor:
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            raise self._stuck("finding out what may follow takes too long")
+        bits = np.unpackbits(self._bits, count=self._base_mask.numel(), bitorder="little")
+        may_end = bool(bits[self._mark])
+        mask = torch.from_numpy(bits).logical_not_().bool().logical_or_(self._base_mask)
+        mask[self._end_ids] = not may_end
+        if mask.all():
+            raise self._stuck("the vocabulary has no token that may follow")
+        return mask
+
+    def _stuck(self, reason: str) -> UsageError:
+        return UsageError(
+            f"the JSON schema cannot be followed after {self._num_tokens:,} tokens: {reason}; "
+            "simplify it"
+        )
