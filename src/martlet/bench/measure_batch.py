@@ -14,21 +14,24 @@ from typing import Any
 
 import torch
 
+from martlet.api.loading import load
 from martlet.bench.numbered_tokens import NumberedTokens
 from martlet.bench.opening import Setting, open_shape_for_batch
 from martlet.bench.record import checkout_commit
 from martlet.bench.shapes import Shape
+from martlet.checkpoint.store import open_store
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import probe_cpu
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
-from martlet.engine.batch_text import BatchEvent, Failed, Started
+from martlet.engine.batch_text import Event, Failed, Started
 from martlet.engine.generator import Generator
 from martlet.engine.request import Context, Finished, Request, SamplingParams, Suppress, TokenEvent
+from martlet.hub.catalogue import resolve
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["BatchRecord", "Load", "measure_shape_batch", "run_load"]
+__all__ = ["BatchRecord", "Load", "measure_model_batch", "measure_shape_batch", "run_load"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Load:
     prompt_tokens: int
     output_tokens: int
     texts_per_client: int = 4
+
+    @property
+    def num_texts(self) -> int:
+        """Texts of all clients, those that do not count included."""
+        return self.num_clients * (self.texts_per_client + 1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class _Text:
     token_seconds: list[float] = field(default_factory=list)
     is_done: bool = False
 
-    def deliver(self, event: BatchEvent) -> None:
+    def deliver(self, event: Event) -> None:
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, TokenEvent):
@@ -117,43 +125,71 @@ def measure_shape_batch(
     reader = nvml_reader() if setting.device != "cpu" else None
     with GpuMemoryWatch(reader) as watch:
         architecture, executor = open_shape_for_batch(shape, setting, limits)
-        tokenizer = NumberedTokens(architecture.vocab_size)
-        batch = Batch(Generator(architecture, executor, tokenizer), limits)
-        results = []
-        for load in loads:
-            results.append(run_load(batch, architecture, load))
-            if progress:
-                progress(len(results), len(loads))
-    peak_bytes = watch.peak_bytes if executor.device.type == "cuda" else None
+        generator = Generator(architecture, executor, NumberedTokens(architecture.vocab_size))
+        results = _run_all(Batch(generator, limits), generator, loads, progress)
     common = {
-        **_machine(executor, setting, limits),
+        **_machine(executor, limits),
         "shape": shape.name,
+        "quantize": setting.quantize,
+        "gpu_memory_budget_bytes": setting.gpu_memory_bytes,
         "command": command,
-        "peak_gpu_process_bytes": peak_bytes,
+        "peak_gpu_process_bytes": watch.peak_bytes if executor.device.type == "cuda" else None,
     }
     return [BatchRecord(**common, **result) for result in results]
+
+
+def measure_model_batch(
+    name: str, device: str, num_slots: int, loads: Sequence[Load], command: str
+) -> list[BatchRecord]:
+    """The same for a model that is here, in the form that it is stored in.
+
+    Raises:
+        ModelNotFoundError, CapacityError, UsageError, ModelFileError: as ``martlet.load``.
+    """
+    reader = nvml_reader() if device != "cpu" else None
+    with GpuMemoryWatch(reader) as watch:
+        model = load(name, device=device, slots=num_slots)
+        results = _run_all(model.batch(), model.generator, loads, None)
+    executor = model.generator.executor
+    common = {
+        **_machine(executor, model.batch_limits),
+        "shape": name,
+        "quantize": open_store(resolve(name)).quantize,
+        "gpu_memory_budget_bytes": None,
+        "command": command,
+        "peak_gpu_process_bytes": watch.peak_bytes if executor.device.type == "cuda" else None,
+    }
+    return [BatchRecord(**common, **result) for result in results]
+
+
+def _run_all(
+    batch: Batch,
+    generator: Generator,
+    loads: Sequence[Load],
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    results = []
+    for each in loads:
+        results.append(run_load(batch, generator.architecture, each))
+        if progress:
+            progress(len(results), len(loads))
+    return results
 
 
 def run_load(batch: Batch, architecture: Architecture, load: Load) -> dict[str, Any]:
     """Ask for all texts of a load, step the batch until they are there, and sum up."""
     clients = [_requests(architecture, load, number) for number in range(load.num_clients)]
-    waiting: list[_Text | None] = [None] * load.num_clients
+    latest: list[_Text | None] = [None] * load.num_clients
     texts: list[_Text] = []
-    while True:
+    while len(texts) < load.num_texts or not all(text.is_done for text in texts):
         for number, requests in enumerate(clients):
-            last = waiting[number]
-            if last is not None and not last.is_done:
-                continue
-            request = next(requests, None)
-            if request is None:
-                continue
-            text = _Text(time.perf_counter(), is_counted=last is not None)
-            waiting[number] = text
-            texts.append(text)
-            batch.submit(request, text.deliver, client=str(number))
-        if not batch.step():
-            break
-    assert all(text.is_done for text in texts)
+            last = latest[number]
+            request = next(requests, None) if last is None or last.is_done else None
+            if request is not None:
+                text = latest[number] = _Text(time.perf_counter(), is_counted=last is not None)
+                texts.append(text)
+                batch.submit(request, text.deliver, client=str(number))
+        batch.step()
     return _summary(load, [text for text in texts if text.is_counted])
 
 
@@ -165,7 +201,7 @@ def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[R
     def about(tokens: int) -> int:
         return max(1, round(tokens * chosen.uniform(0.5, 1.5)))
 
-    for number in range(load.texts_per_client + 1):
+    for number in range(load.num_texts // load.num_clients):
         prompt = tuple(chosen.randrange(1, vocab_size) for _ in range(about(load.prompt_tokens)))
         has_encoder = architecture.has_encoder
         context = Context((prompt[0],), prompt) if has_encoder else Context(prompt)
@@ -196,16 +232,14 @@ def _summary(load: Load, texts: Sequence[_Text]) -> dict[str, Any]:
     }
 
 
-def _machine(executor: Executor, setting: Setting, limits: BatchLimits) -> dict[str, Any]:
+def _machine(executor: Executor, limits: BatchLimits) -> dict[str, Any]:
     on_gpu = executor.device.type == "cuda"
     plan = executor.plan
     return {
-        "quantize": setting.quantize,
         "device": torch.cuda.get_device_name(executor.device) if on_gpu else probe_cpu().name,
         "torch": torch.__version__,
         "commit": checkout_commit(Path(__file__).parents[1]),
         "date": datetime.date.today().isoformat(),
-        "gpu_memory_budget_bytes": setting.gpu_memory_bytes,
         "num_slots": limits.num_slots,
         "slot_tokens": limits.slot_tokens,
         "encoder_tokens": limits.encoder_tokens,
