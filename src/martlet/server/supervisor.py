@@ -30,6 +30,7 @@ _FIRST_DELAY_SECONDS = 0.5
 # A line is one message; the longest are embeddings of a whole request.
 _LONGEST_LINE_BYTES = 64 << 20
 _STDERR_CHUNK_BYTES = 1 << 16
+_LONGEST_LOG_LINE = 2000
 _LONGEST_REASON = 300
 # A process that has closed its end is expected to be gone after this.
 _EXIT_GRACE_SECONDS = 5.0
@@ -161,22 +162,23 @@ class Supervisor:
             theirs.close()
         if self._is_stopping:  # the call to stop came while it was being started
             self.kill()
-        stderr = asyncio.create_task(self._copy_stderr(process))
-        turn = asyncio.create_task(self._let_load())
+        # Nothing can be awaited before this, so the process is not left behind by a cancellation.
+        tasks = [asyncio.create_task(self._copy_stderr(process))]
         try:
             reader, self._writer = await asyncio.open_connection(
                 sock=ours, limit=_LONGEST_LINE_BYTES
             )
+            tasks.append(asyncio.create_task(self._let_load()))
             await self._read(reader)
             await self._wait_or_kill(process, _EXIT_GRACE_SECONDS)
-            await asyncio.wait([stderr], timeout=_EXIT_GRACE_SECONDS)
+            # What it said last; a child of its own may hold the pipe open.
+            await asyncio.wait(tasks[:1], timeout=_EXIT_GRACE_SECONDS)
         finally:
-            # Also where this task is cancelled: nothing stays behind.
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-            stderr.cancel()
-            turn.cancel()
+            for task in tasks:
+                task.cancel()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -240,7 +242,7 @@ class Supervisor:
         self._log_stderr(rest)
 
     def _log_stderr(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+        text = line[:_LONGEST_LOG_LINE].decode(errors="replace").rstrip()
         if text:
             self._last_stderr_line = text
             _LOG.warning("%s: %s", self._name, text)
