@@ -12,6 +12,7 @@ from martlet.compression.perplexity import TextScore, score_causal, score_condit
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.chat import chat
+from martlet.engine.embed import Embeddings, embed_texts, embedding_ids
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
 from martlet.engine.loading import sampling_defaults
@@ -24,7 +25,7 @@ from martlet.errors import ModelFileError, UsageError
 from martlet.memory.plan import Plan
 from martlet.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["Model", "SamplingOptions"]
+__all__ = ["Model", "Prepared", "SamplingOptions"]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -191,25 +192,59 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        format: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> str: ...
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[True], **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        format: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> TextStream: ...
     def generate(
-        self, prompt: str, *, stream: bool = False, **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        *,
+        stream: bool = False,
+        format: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> str | TextStream:
         """What the model makes of a prompt, whatever its family.
 
         CPM-1, GPT-2, Llama and CPM-2 go on with it, until the context is full at most; T5 does
         what it says; EVA answers it as a turn. With ``stream=True`` an iterator of pieces.
+        ``format`` makes the text JSON: ``{"type": "json_object"}``, or one that fits a schema:
+        ``{"type": "json_schema", "schema": {...}}``; it is whole where ``max_tokens`` suffices.
 
         Raises:
-            UsageError: the prompt is empty.
+            UsageError: the prompt is empty, or the format is not valid or not supported.
             ContextLengthError: the prompt is too long.
         """
-        return self._text(self.prepare("complete", prompt, **options).request, stream)
+        prepared = self.prepare("complete", prompt, format=format, **options)
+        return self._text(prepared.request, stream)
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> Embeddings:
+        """A vector for each text (or its token ids), whose products tell how alike texts are.
+
+        It is the mean of the encoder's output over the text's tokens, of length 1. The result
+        is a pair: ``vectors``, a list of numbers for each text, and ``prompt_tokens``.
+
+        Raises:
+            UsageError: there is no text, one is empty, or the model has no encoder.
+            ContextLengthError: a text is longer than what the encoder reads.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+            raise UsageError("texts must be a list of at least one text to embed")
+        token_ids = [embedding_ids(self._model, text) for text in texts]
+        vectors = embed_texts(self._model, token_ids, self.batch_limits.chunk_tokens)
+        return Embeddings(vectors.tolist(), sum(map(len, token_ids)))
 
     def prepare(
         self,
