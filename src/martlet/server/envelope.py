@@ -25,6 +25,7 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
+_EXPOSED_HEADERS = "x-request-id, retry-after, retry-after-ms, x-should-retry"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -52,6 +53,7 @@ class Envelope:
                 has_started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                _add_cors(headers, scope["state"].get("cors_origin"))
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -65,6 +67,14 @@ class Envelope:
                 return
             response = await failure_response(Request(scope), error)
             await response(scope, receive, send_in_envelope)
+
+
+def _add_cors(headers: MutableHeaders, origin: str | None) -> None:
+    """Let the page of another site that may ask read the answer; never with credentials."""
+    if origin is not None:
+        headers["access-control-allow-origin"] = origin
+        headers["access-control-expose-headers"] = _EXPOSED_HEADERS
+        headers.add_vary_header("Origin")
 
 
 def _request_id(headers: Headers) -> str:

@@ -12,9 +12,9 @@ import ipaddress
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from martlet.server.failures import ApiError
 from martlet.server.settings import ServerSettings
@@ -23,7 +23,6 @@ __all__ = ["Guard", "client_of"]
 
 _CORS_METHODS = "GET, POST, OPTIONS"
 _CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
-_EXPOSED_HEADERS = "x-request-id, retry-after"
 _CORS_AGE_SECONDS = "600"
 
 
@@ -57,7 +56,7 @@ class Guard:
         host = self._check_host(headers)
         origin = self._check_origin(headers, host)
         if origin is not None:
-            send = _with_cors(send, origin)
+            scope["state"]["cors_origin"] = origin  # named in whatever is answered
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await _preflight()(scope, receive, send)
                 return
@@ -177,20 +176,6 @@ def client_of(headers: Headers, address: str, user: str | None) -> str:
     key = _shown_key(headers)
     owner = address if key is None else hashlib.sha256(key.encode()).hexdigest()[:16]
     return f"{owner}/{user}" if user else owner
-
-
-def _with_cors(send: Send, origin: str) -> Send:
-    """Let the other site's page read the answer, never with cookies, which are not used."""
-
-    async def send_with_cors(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = _EXPOSED_HEADERS
-            headers.add_vary_header("Origin")
-        await send(message)
-
-    return send_with_cors
 
 
 def _preflight() -> Response:
