@@ -13,7 +13,7 @@ export const en = {
   "page.machine": "Machine",
   "title.fill": "Fill in the blanks",
   "title.chat": "Chat",
-  "title.story": "Write a story on",
+  "title.story": "Continue a story",
   "title.machine": "The machine",
   "lead.fill": "Leave out words, and the model finds some that fit on both sides.",
   "lead.chat": "You say something, the model answers.",
@@ -21,7 +21,6 @@ export const en = {
   "lead.machine": "Where the model lives in this machine, and how fast it runs.",
 
   "model.label": "Model",
-  "model.none": "No model here can do this.",
   "model.none.fill": "No model here fills blanks. Start the server with one, such as cpm2-mini.",
   "model.none.chat": "No model here is made for conversation. Start the server with one, such as eva-mini.",
   "model.none.write": "No model here writes on. Start the server with one, such as cpm1-mini.",
@@ -63,7 +62,7 @@ export const en = {
   "action.reset": "Reset",
   "action.undo": "Undo",
   "action.redo": "Redo",
-  "action.continue": "Go on three ways",
+  "action.continue": "Continue three ways",
 
   "examples.label": "Examples",
 
@@ -96,7 +95,6 @@ export const en = {
   "chat.editing": "Editing an earlier message. What follows it will be replaced.",
   "chat.partial": "stopped",
   "chat.notKept": "This browser does not keep the conversation: its storage is full or off.",
-  "chat.thinking": "The model is writing",
 
   "story.editor": "Your story",
   "story.placeholder": "Once upon a time …",
@@ -117,7 +115,7 @@ export const en = {
   "panel.requestLast": "The request that was sent last",
   "panel.needsText": "Write something first; the request will be here.",
   "sampling.auto": "model's own",
-  "sampling.useAuto": "Leave {name} to the model",
+  "sampling.random": "random",
   "sampling.temperature": "Temperature",
   "sampling.temperature.about": "0 always takes the likeliest word; higher is more varied.",
   "sampling.top_p": "top_p",

@@ -23,7 +23,6 @@ export const zh: Record<MessageKey, string> = {
   "lead.machine": "模型的每一层住在哪里，跑得多快。",
 
   "model.label": "模型",
-  "model.none": "这里没有能做这件事的模型。",
   "model.none.fill": "这里没有会填空的模型。启动服务时请带上一个，例如 cpm2-mini。",
   "model.none.chat": "这里没有会对话的模型。启动服务时请带上一个，例如 eva-mini。",
   "model.none.write": "这里没有会续写的模型。启动服务时请带上一个，例如 cpm1-mini。",
@@ -98,7 +97,6 @@ export const zh: Record<MessageKey, string> = {
   "chat.editing": "正在修改之前的消息，其后的内容会被替换。",
   "chat.partial": "已停止",
   "chat.notKept": "浏览器没能保存对话：存储已满或被禁用。",
-  "chat.thinking": "模型正在写",
 
   "story.editor": "你的故事",
   "story.placeholder": "话说……",
@@ -119,7 +117,7 @@ export const zh: Record<MessageKey, string> = {
   "panel.requestLast": "最近一次发送的请求",
   "panel.needsText": "先写点内容，请求就会显示在这里。",
   "sampling.auto": "模型自定",
-  "sampling.useAuto": "{name}交给模型决定",
+  "sampling.random": "随机",
   "sampling.temperature": "温度",
   "sampling.temperature.about": "0 总取最可能的词；越高越多变。",
   "sampling.top_p": "top_p",

@@ -83,10 +83,20 @@ export function useAnswer() {
 
   function stop(): void {
     controller?.abort();
+    controller = null;
+    isRunning.value = false;
+    position.value = null;
+  }
+
+  /** Stops what runs and leaves nothing of the last answer on the page. */
+  function forget(): void {
+    stop();
+    error.value = null;
+    Object.assign(speed, { firstTokenSeconds: null, tokensPerSecond: null, outputTokens: null });
   }
 
   const isWaiting = computed(() => isRunning.value && speed.firstTokenSeconds === null);
-  return reactive({ isRunning, isWaiting, position, error, speed, run, stop });
+  return reactive({ isRunning, isWaiting, position, error, speed, run, stop, forget });
 }
 
 export type Answer = ReturnType<typeof useAnswer>;

@@ -1,0 +1,131 @@
+import { describe, expect, it } from "vitest";
+
+import type { GpuStatus, HostStatus, ModelStatus, Placement, Plan } from "../src/api/types";
+import { linePoints, roundTop } from "../src/machine/chart";
+import { bytesByTier, phasesOf, rowsOf } from "../src/machine/layers";
+import { gpuGauge, ramGauge } from "../src/machine/memory";
+import { formatBytes, formatProbability, formatRate, formatSeconds } from "../src/text/format";
+
+const part = (block: string, nbytes: number, tier: Placement["tier"], computed_on: string | null): Placement => ({
+  block,
+  nbytes,
+  tier,
+  computed_on,
+});
+
+const decode = [
+  part("fixed", 10, "gpu", "gpu"),
+  part("encoder.0", 100, "ram", null),
+  part("decoder.0", 200, "gpu", "gpu"),
+  part("decoder.1", 200, "ram", "gpu"),
+  part("decoder.0.once", 30, "ram", null),
+];
+const plan = {
+  device: "cuda",
+  kv_cache_bytes: 50,
+  workspace_bytes: 20,
+  num_slots: 2,
+  slot_bytes: 5,
+  phases: { prefill: decode, decode },
+} as Plan;
+
+describe("the layers", () => {
+  it("stand in one row a stack, streamed ones marked, idle ones too", () => {
+    const rows = rowsOf(decode);
+    expect(rows.map(({ stack, totalBytes }) => [stack, totalBytes])).toEqual([
+      ["fixed", 10],
+      ["encoder", 100],
+      ["decoder", 400],
+      ["once", 30],
+    ]);
+    expect(rows[2]!.blocks.map(({ isStreamed, isUsed }) => [isStreamed, isUsed])).toEqual([
+      [false, true],
+      [true, true],
+    ]);
+    expect(rows[1]!.blocks[0]).toMatchObject({ isStreamed: false, isUsed: false });
+  });
+
+  it("computed by the processor from RAM are not streamed", () => {
+    expect(rowsOf([part("decoder.0", 1, "ram", "cpu")])[0]!.blocks[0]!.isStreamed).toBe(false);
+  });
+
+  it("are summed by where they are", () => {
+    expect(bytesByTier(decode)).toEqual([
+      { tier: "gpu", nbytes: 210 },
+      { tier: "ram", nbytes: 330 },
+    ]);
+  });
+
+  it("have the phases of their model", () => {
+    expect(phasesOf(plan)).toEqual(["prefill", "decode"]);
+  });
+});
+
+describe("a memory gauge", () => {
+  const host = { total_ram_bytes: 1000, available_ram_bytes: 400 } as HostStatus;
+  const gpu: GpuStatus = { name: "card", total_bytes: 400, used_bytes: 350 };
+  const model = { rss_bytes: 500, gpu_bytes: 320 } as ModelStatus;
+  const parts = (gauge: ReturnType<typeof ramGauge>) =>
+    Object.fromEntries(gauge.parts.map((item) => [item.part, item.nbytes]));
+
+  it("shows RAM by what holds it, and always as a whole", () => {
+    const gauge = ramGauge(host, [model], { m: plan });
+    expect(parts(gauge)).toEqual({ weights: 330, process: 170, other: 100, free: 400 });
+    expect(gauge.parts.reduce((sum, { nbytes }) => sum + nbytes, 0)).toBe(1000);
+  });
+
+  it("shows the GPU with cache, workspace and slots", () => {
+    expect(parts(gpuGauge(gpu, [model], { m: plan }))).toEqual({
+      weights: 210,
+      cache: 50,
+      workspace: 30,
+      process: 30,
+      other: 30,
+      free: 50,
+    });
+  });
+
+  it("shows no more than is used while a plan is not filled yet", () => {
+    const gauge = gpuGauge(gpu, [{ ...model, gpu_bytes: 100 }], { m: plan, loading: null });
+    expect(parts(gauge)).toEqual({ weights: 100, other: 250, free: 50 });
+  });
+});
+
+describe("the chart", () => {
+  it("has the latest value at the right edge", () => {
+    expect(linePoints([0, 50, 100], 5, 100, 40, 10)).toBe("20.0,10.0 30.0,5.0 40.0,0.0");
+    expect(linePoints([], 5, 100, 40, 10)).toBe("");
+  });
+
+  it.each([
+    [[0], 1],
+    [[3, 7], 10],
+    [[11], 20],
+    [[180], 200],
+    [[1000], 1000],
+  ])("over %j ends at %i", (values, top) => {
+    expect(roundTop(...values)).toBe(top);
+  });
+});
+
+describe("numbers for people", () => {
+  it("have a unit and few figures", () => {
+    expect([0, 1023, 1024, 1536 * 1024, 5 * 1024 ** 3].map(formatBytes)).toEqual([
+      "0 B",
+      "1023 B",
+      "1.0 KiB",
+      "1.5 MiB",
+      "5.0 GiB",
+    ]);
+    expect([0.0123, 1.25, 75, 150, 7300].map(formatSeconds)).toEqual(["12 ms", "1.3 s", "75.0 s", "2 min 30 s", "2 h 1 min"]);
+    expect([2.345, 123.4, null].map(formatRate)).toEqual(["2.3", "123", "–"]);
+    expect([0.412, 0.0412, 0.0004, 0.00000001, 0, null].map(formatProbability)).toEqual([
+      "41 %",
+      "4.1 %",
+      "0.04 %",
+      "< 0.01 %",
+      "0 %",
+      "–",
+    ]);
+  });
+});
