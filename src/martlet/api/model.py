@@ -240,11 +240,19 @@ class Model:
             UsageError: there is no text, one is empty, or the model has no encoder.
             ContextLengthError: a text is longer than what the encoder reads.
         """
-        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
-            raise UsageError("texts must be a list of at least one text to embed")
-        token_ids = [embedding_ids(self._model, text) for text in texts]
+        token_ids = self.embedding_ids(texts)
         vectors = embed_texts(self._model, token_ids, self.batch_limits.chunk_tokens)
         return Embeddings(vectors.tolist(), sum(map(len, token_ids)))
+
+    def embedding_ids(self, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        """What ``embed`` reads of each text; given these in place of the texts, it does the same.
+
+        Raises:
+            UsageError, ContextLengthError: as ``embed``.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+            raise UsageError("texts must be a list of at least one text to embed")
+        return [embedding_ids(self._model, text) for text in texts]
 
     def prepare(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from martlet.device.threads import cpu_threads
-from martlet.engine.passes import pass_threads, run_stack
+from martlet.engine.passes import run_stack
 from martlet.engine.request import Request, constraint_error
 from martlet.engine.sampler import Sample, Sampler
 from martlet.engine.sequence_memory import NEXT_STEP
@@ -122,7 +122,8 @@ class HostSteps:
         with (
             self._counted_whole_or_not(slots),
             report_out_of_memory("decoding", NEXT_STEP),
-            cpu_threads(pass_threads(executor, len(slots))),
+            # As many as for one text: more would wait for each other after every small operation.
+            cpu_threads(executor.plan.decode_threads),
             torch.inference_mode(),
         ):
             tokens = [[self._slots[slot].token_id] for slot in slots]
