@@ -102,6 +102,32 @@ def test_any_ids_stream_to_what_they_decode_to(
     assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(token_ids)
 
 
+@pytest.fixture(scope="module")
+def metaspace(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceTokenizer:
+    return _saved(_unigram_library(decoders.Metaspace()), tmp_path_factory.mktemp("metaspace"))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceTokenizer:
+    """A vocabulary without a decoder: tokens are joined by spaces."""
+    library = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    config = {"unk_token": "[UNK]"}
+    return _saved(library, tmp_path_factory.mktemp("words"), tokenizer_config=config)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "unigram", "metaspace", "words"])
+@given(data=st.data())
+def test_the_bytes_of_tokens_are_the_text_but_for_leading_spaces(
+    name: str, data: st.DataObject, request: pytest.FixtureRequest
+):
+    tokenizer = request.getfixturevalue(name)
+    token_ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
+    table = tokenizer.token_bytes()
+    joined = b"".join(table[i] for i in token_ids)
+    assert joined.lstrip(b" ") == tokenizer.decode_bytes(token_ids).lstrip(b" ")
+    assert name != "byte_level" or joined == tokenizer.decode_bytes(token_ids)
+
+
 def test_special_ids_come_from_the_configuration_files(
     byte_level: HuggingFaceTokenizer, unigram: HuggingFaceTokenizer
 ):

@@ -110,3 +110,12 @@ def test_a_model_cut_short_is_refused(model_path: Path, tmp_path: Path, size: in
     path.write_bytes(model_path.read_bytes()[:size])
     with pytest.raises(VocabularyError, match=f"with {size} bytes is no SentencePiece model"):
         T5Tokenizer(path)
+
+
+@given(data=st.data())
+def test_the_bytes_of_tokens_are_the_text_but_for_leading_spaces(t5: T5Tokenizer, data):
+    token_ids = data.draw(st.lists(st.integers(0, t5.vocab_size - 1), max_size=30))
+    table = t5.token_bytes()
+    joined = b"".join(table[i] for i in token_ids)
+    assert joined.lstrip(b" ") == t5.decode_bytes(token_ids).lstrip(b" ")
+    assert joined.endswith(t5.decode_bytes(token_ids))
