@@ -58,7 +58,7 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_fields(cls, value: Any) -> Any:
+    def _take_given(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         for name, harmless in cls.refused.items():
@@ -71,7 +71,7 @@ class Body(BaseModel):
                     "{name} is not supported here{hint}",
                     {"name": name, "hint": hint},
                 )
-        return value
+        return {name: field for name, field in value.items() if field is not None}
 
 
 def _is_same(given: Any, allowed: Any) -> bool:

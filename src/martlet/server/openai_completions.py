@@ -47,7 +47,7 @@ class CompletionRequest(GenerationFields):
     prompt: Prompt
     suffix: str | None = None
     echo: Flag = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     @property

@@ -32,7 +32,7 @@ class GenerationFields(SamplingFields):
     }
 
     model: str
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
     stream: Flag = None
     stream_options: StreamOptions | None = None
     user: str | None = None
