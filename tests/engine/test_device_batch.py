@@ -109,7 +109,8 @@ def test_a_gpu_writes_beside_others_what_it_writes_alone(name, quantize):
 def test_blanks_are_closed_by_force_as_alone(models, on_device, device):
     """A forced token takes the place of a choice, whose draw is for the next one."""
     model = models("cpm2-mini", device)
-    params = SamplingParams(max_tokens=9, temperature=0.9, seed=5)
+    # On a GPU a draw may fall between two roundings.
+    params = SamplingParams(max_tokens=9, temperature=0.9 if device == "cpu" else 0.0, seed=5)
     pieces = ["今天", "，我们去", "，吃了", "。"]
     expected = Filling(model._model, pieces, params).result()
     fillings = [Filling(model._model, pieces, params) for _ in range(2)]
@@ -118,9 +119,7 @@ def test_blanks_are_closed_by_force_as_alone(models, on_device, device):
     for of_text in events:
         tokens = _tokens(of_text)
         text_ids = [i for i in tokens if i not in model.tokenizer.special.control_ids()]
-        if device == "cpu":
-            assert text_ids == ids
-        assert len(text_ids) == len(ids)
+        assert text_ids == ids
 
 
 class _Broken(Suppress):

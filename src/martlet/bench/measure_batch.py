@@ -58,7 +58,7 @@ class BatchRecord:
     """One measurement of a load.
 
     Units:
-        total_tokens_per_second: tokens of all texts that count, over the time in which they came.
+        total_tokens_per_second: of all clients, while all of them were busy.
         time_to_first_token_p50_seconds, ..._p95_seconds: from asking, waiting included.
         tokens_per_second_of_one: median over texts, after their first token.
     """
@@ -91,12 +91,17 @@ class BatchRecord:
 
 @dataclass(eq=False)
 class _Text:
-    """One text of one client, and when its tokens came."""
+    """One text of one client, the first being number 0, and when its tokens came."""
 
+    client: int
+    number: int
     asked_seconds: float
-    is_counted: bool
     token_seconds: list[float] = field(default_factory=list)
     is_done: bool = False
+
+    @property
+    def is_counted(self) -> bool:
+        return self.number > 0
 
     def deliver(self, event: Event) -> None:
         if isinstance(event, Failed):
@@ -186,11 +191,13 @@ def run_load(batch: Batch, architecture: Architecture, load: Load) -> dict[str, 
             last = latest[number]
             request = next(requests, None) if last is None or last.is_done else None
             if request is not None:
-                text = latest[number] = _Text(time.perf_counter(), is_counted=last is not None)
+                text = _Text(number, last.number + 1 if last else 0, time.perf_counter())
+                latest[number] = text
                 texts.append(text)
                 batch.submit(request, text.deliver, client=str(number))
         batch.step()
-    return _summary(load, [text for text in texts if text.is_counted])
+    counted = [text for text in texts if text.is_counted]
+    return _summary(load, sorted(counted, key=lambda text: (text.number, text.client)))
 
 
 def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[Request]:
@@ -212,9 +219,11 @@ def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[R
 
 
 def _summary(load: Load, texts: Sequence[_Text]) -> dict[str, Any]:
+    """What came while all clients were busy: until the first of them had its last text."""
     first = sorted(text.token_seconds[0] - text.asked_seconds for text in texts)
-    start = min(text.asked_seconds for text in texts)
-    end = max(text.token_seconds[-1] for text in texts)
+    start = max(text.asked_seconds for text in texts[: load.num_clients])
+    end = min(text.token_seconds[-1] for text in texts[-load.num_clients :])
+    num_tokens = sum(start < when <= end for text in texts for when in text.token_seconds)
     rates = [
         (len(text.token_seconds) - 1) / (text.token_seconds[-1] - text.token_seconds[0])
         for text in texts
@@ -225,7 +234,7 @@ def _summary(load: Load, texts: Sequence[_Text]) -> dict[str, Any]:
         "prompt_tokens": load.prompt_tokens,
         "output_tokens": load.output_tokens,
         "num_texts": len(texts),
-        "total_tokens_per_second": sum(len(t.token_seconds) for t in texts) / (end - start),
+        "total_tokens_per_second": num_tokens / (end - start),
         "time_to_first_token_p50_seconds": statistics.median(first),
         "time_to_first_token_p95_seconds": first[min(len(first) - 1, int(0.95 * len(first)))],
         "tokens_per_second_of_one": statistics.median(rates),

@@ -12,9 +12,9 @@ computes them there without another pass over memory. Whatever a body fuses, it 
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
+from martlet.kernels import attention as pass_attention
 from martlet.kernels.cuda.driver import break_launch_chain
 from martlet.kernels.norm import Norm
 from martlet.kernels.pointwise import ACTIVATIONS, gelu, gelu_tanh, norm, relu, rotary, silu
@@ -75,7 +75,4 @@ def attention(
     assert (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     assert q.shape[1] % k.shape[1] == 0
     assert not is_causal or (bias is None and q.shape[2] == k.shape[2])
-    is_grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, scale=scale, is_causal=is_causal, enable_gqa=is_grouped
-    )
+    return pass_attention.attention(q, k, v, bias, scale, is_causal)
