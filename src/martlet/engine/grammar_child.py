@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 ADDRESS_SPACE_BYTES = 1 << 30
-CPU_SECONDS = 4
+CPU_SECONDS = 2
 
 LIMITS = {
     "initial_lexer_fuel": 500_000,
@@ -64,7 +64,8 @@ def main() -> None:
     ):
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        # The hard limit stays: past the soft one of time comes SIGXCPU, which tells what happened.
+        resource.setrlimit(limit, (value, hard))
     json.dump({"error": try_grammar(llguidance, grammar)}, sys.stdout)
 
 

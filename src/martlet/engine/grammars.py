@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,15 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from martlet.engine.grammar_child import LIMITS
-from martlet.engine.schema_check import literals
+from martlet.engine.grammar_child import CPU_SECONDS, LIMITS
+from martlet.engine.schema_check import ANY_OBJECT, literals
 from martlet.errors import UsageError
 from martlet.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Grammars", "grammars_of"]
 
 _CHILD = Path(__file__).with_name("grammar_child.py")
-_TIMEOUT_SECONDS = 2.0
+# The child bounds the time that it computes; this is for one that a busy machine does not let run.
+_TIMEOUT_SECONDS = 10.0
 _MOST_KEPT = 64
 # One space at most behind a comma or colon: a model that likes spaces must come to an end.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -91,9 +93,11 @@ class Grammars:
 
     def _compiled(self, grammar: str, schema: dict[str, Any]) -> Any:
         self._require_writable(literals(schema))
-        _try_in_child(self._llguidance, grammar)
+        if schema != ANY_OBJECT:
+            _try_in_child(self._llguidance, grammar)
         limits = self._llguidance.LLParserLimits(**LIMITS)
         matcher = self._llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        matcher.compute_bitmask()  # the first step may cost more with a larger vocabulary
         if matcher.is_error():
             raise _unusable(matcher.get_error())
         return matcher
@@ -189,6 +193,8 @@ def _try_in_child(llguidance: ModuleType, grammar: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise _unusable(f"making a grammar of it took more than {_TIMEOUT_SECONDS:g} s") from None
+    if done.returncode == -signal.SIGXCPU:
+        raise _unusable(f"making a grammar of it took more than {CPU_SECONDS} s")
     try:
         error = str(json.loads(done.stdout)["error"])
     except (ValueError, KeyError, TypeError):
@@ -199,4 +205,6 @@ def _try_in_child(llguidance: ModuleType, grammar: str) -> None:
 
 def _unusable(reason: str) -> UsageError:
     text = " ".join(_PLACE.sub("", reason).split())
+    if text.startswith("NoExtension"):
+        text = "no text fits it"
     return UsageError(f"the JSON schema cannot be followed: {text:.200}; simplify it")

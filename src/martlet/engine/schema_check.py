@@ -8,7 +8,10 @@ from typing import Any
 
 from martlet.errors import UsageError
 
-__all__ = ["MOST_DEPTH", "MOST_SCHEMA_BYTES", "literals", "schema_of"]
+__all__ = ["ANY_OBJECT", "MOST_DEPTH", "MOST_SCHEMA_BYTES", "literals", "schema_of"]
+
+ANY_OBJECT = {"type": "object"}
+"""The schema of json_object."""
 
 MOST_SCHEMA_BYTES = 64 << 10
 MOST_DEPTH = 32
@@ -39,7 +42,7 @@ def schema_of(format: Mapping[str, Any]) -> dict[str, Any]:
     kind = format.get("type") if isinstance(format, Mapping) else None
     if kind == "json_object":
         _require_fields(format, {"type"})
-        return {"type": "object"}
+        return dict(ANY_OBJECT)
     if kind != "json_schema":
         raise UsageError(
             f"the type of format is {kind!r:.40}; it must be json_object, or json_schema with a "

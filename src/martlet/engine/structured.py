@@ -17,6 +17,10 @@ from martlet.errors import UsageError
 
 __all__ = ["structured_constraint"]
 
+# Reasons of llguidance for stopping because a step would have cost more than its limits allow.
+_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
+_NO_TOKEN = "the vocabulary has no token that may follow"
+
 
 def structured_constraint(
     model: TaskModel, format: Mapping[str, Any], base_mask: Tensor
@@ -47,14 +51,21 @@ def structured_constraint(
 
 
 class _Json:
-    """One text on its way; ``matcher`` is where in the grammar it stands."""
+    """One text on its way; ``matcher`` is where in the grammar it stands.
+
+    Masks are joined while they are bits, an eighth of the tensor that comes of them.
+    """
 
     def __init__(self, matcher: Any, base_mask: Tensor, end_ids: list[int], mark: int) -> None:
         self._matcher = matcher
-        self._base_mask = base_mask
         self._end_ids = end_ids
         self._mark = mark  # the bit that says whether the text may end
-        self._bits = np.zeros(-(-base_mask.numel() // 32) * 4, dtype=np.uint8)
+        self._vocab_size = base_mask.numel()
+        never = np.ones(-(-self._vocab_size // 32) * 32, dtype=np.bool_)
+        never[: self._vocab_size] = base_mask.numpy()
+        never[end_ids] = True
+        self._never = np.packbits(never, bitorder="little")
+        self._bits = np.zeros_like(self._never)
         self._mask: Tensor | None = None
         self._num_tokens = 0
 
@@ -84,14 +95,15 @@ class _Json:
     def _next_mask(self) -> Tensor:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise self._stuck("finding out what may follow takes too long")
-        bits = np.unpackbits(self._bits, count=self._base_mask.numel(), bitorder="little")
-        may_end = bool(bits[self._mark])
-        mask = torch.from_numpy(bits).logical_not_().bool().logical_or_(self._base_mask)
-        mask[self._end_ids] = not may_end
-        if mask.all():
-            raise self._stuck("the vocabulary has no token that may follow")
-        return mask
+            is_too_complex = self._matcher.stop_reason() in _TOO_COMPLEX
+            raise self._stuck("what may follow is too complex" if is_too_complex else _NO_TOKEN)
+        may_end = bool(self._bits[self._mark // 8] >> self._mark % 8 & 1)
+        suppressed = ~self._bits | self._never
+        if not may_end and (suppressed == 0xFF).all():
+            raise self._stuck(_NO_TOKEN)
+        flags = np.unpackbits(suppressed, count=self._vocab_size, bitorder="little")
+        flags[self._end_ids] = not may_end
+        return torch.from_numpy(flags.view(np.bool_))
 
     def _stuck(self, reason: str) -> UsageError:
         return UsageError(
