@@ -103,18 +103,15 @@ class FillAnswer:
         self.tally = Tally()
         self._body = body
         self._id = answer_id
-        self._tokens: dict[int, list[Any]] = {}
 
     def add(self, job: int, event: Event) -> Sequence[dict[str, Any]]:
         """Chunks of the answer; alternatives are told at the end alone."""
         self.tally.add(job, event)
         if event.get("choice", 0) != 0 or "blank" not in event:
             return ()
-        blank, tokens = event["blank"], event.get("tokens", [])
-        self._tokens.setdefault(blank, []).extend(tokens)
         if not event.get("text"):
             return ()
-        return [{"object": "fill.chunk", "blank": blank, "text": event["text"]}]
+        return [{"object": "fill.chunk", "blank": event["blank"], "text": event["text"]}]
 
     def end(self) -> Sequence[dict[str, Any]]:
         """The whole answer, behind its chunks."""
@@ -136,12 +133,11 @@ class FillAnswer:
         }
 
     def _blank(self, blank: Mapping[str, Any], others: Sequence[Written]) -> dict[str, Any]:
-        index = blank["index"]
         logprob = finite_logprob(blank["logprob"])
         words = {name: blank[name] for name in ("index", "text", "start", "end", "closed")}
         words |= {"logprob": logprob, "probability": math.exp(logprob)}
         if self._body.logprobs:
-            words["tokens"] = chat_logprobs(self._tokens.get(index, []))["content"]
+            words["tokens"] = chat_logprobs(blank["tokens"])["content"]
         if self._body.alternatives:
             words["alternatives"] = _alternatives(blank, others)
         return words

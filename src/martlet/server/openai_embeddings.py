@@ -98,7 +98,7 @@ def embed(
         others = [
             m.name for m in service.backend.models.values() if m.hello and m.hello["can_embed"]
         ]
-        there = f"{' and '.join(others)} has them here" if others else "no model here has them"
+        there = f"use {' or '.join(others)}" if others else "no model here has them"
         message = f"{model.name} has no embeddings; {there}"
         raise ApiError(400, "unsupported_task", message, "model")
     spec = job_spec({"kind": "embed", "inputs": inputs}, {})
