@@ -66,9 +66,15 @@ class Batch:
 
     A text that a batch writes is the one that ``Generator.generate`` writes for the same request
     and seed: draws, penalties, masks, stop strings and windows are those of the text alone, and no
-    text sees another. One thing may differ: products of matrices over another number of rows are
-    rounded differently in their last bits, as is attention where texts of unequal length lie side
-    by side. So a token may change where two are equally probable up to that rounding.
+    text sees another. The numbers are the same as well, as far as rounding allows:
+
+    * On a CPU with int8 weights to the last bit. Prompts are read one by one and in the same
+      chunks, attention is computed row by row, and integer products of up to 16 rows do not depend
+      on how many there are; more rows take another pass. Not where memory ran out while a prompt
+      was read, nor with other ``chunk_tokens`` and a prompt longer than they are.
+    * With float weights, and on a GPU, a product over another number of rows may be summed in
+      another order, and differ in the last bits. A token changes where two are equally probable,
+      or a draw falls between two, up to that.
 
     One thread calls ``step``; ``submit`` and ``state`` may be called from any.
 

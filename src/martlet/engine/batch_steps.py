@@ -16,6 +16,7 @@ from martlet.engine.request import Request, constraint_error
 from martlet.engine.sampler import Sample, Sampler
 from martlet.engine.sequence_memory import NEXT_STEP
 from martlet.errors import CapacityError, MartletError
+from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER
 from martlet.layers.kv_cache import KVCache
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import Executor
@@ -71,6 +72,11 @@ def make_steps(architecture: Architecture, executor: Executor, cache: KVCache) -
     return HostSteps(architecture, executor, cache)
 
 
+# What a CPU computes with int8 weights has the same bits for so many rows as for one. Past that
+# it is bound by arithmetic, and another pass is no slower.
+_MOST_ROWS = MAX_ROWS_INTEGER
+
+
 @dataclass
 class _Slot:
     token_id: int  # what it reads next
@@ -79,7 +85,11 @@ class _Slot:
 
 
 class HostSteps:
-    """Steps that the host launches and looks at one by one, as on a CPU; see ``BatchSteps``."""
+    """Steps that the host launches and looks at one by one, as on a CPU; see ``BatchSteps``.
+
+    A row of a pass is computed as it would be alone, see ``Batch``, so passes have no more rows
+    than that is true for.
+    """
 
     def __init__(self, architecture: Architecture, executor: Executor, cache: KVCache) -> None:
         self._architecture = architecture
@@ -105,7 +115,11 @@ class HostSteps:
         if not self._slots:
             return {}
         slots = sorted(self._slots)
-        logits = self._logits(slots)
+        with self._counted_whole_or_not(slots):
+            groups = [
+                slots[first : first + _MOST_ROWS] for first in range(0, len(slots), _MOST_ROWS)
+            ]
+            logits = [row for group in groups for row in self._logits(group)]
         chosen: dict[int, Sample | MartletError] = {}
         for row, slot in enumerate(slots):
             running = self._slots[slot]
@@ -120,7 +134,6 @@ class HostSteps:
         architecture, executor = self._architecture, self._executor
         cache = self._cache.rows(slots)
         with (
-            self._counted_whole_or_not(slots),
             report_out_of_memory("decoding", NEXT_STEP),
             # As many as for one text: more would wait for each other after every small operation.
             cpu_threads(executor.plan.decode_threads),

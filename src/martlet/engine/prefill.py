@@ -47,9 +47,13 @@ class PrefillResult:
 class Prefill:
     """Texts whose decoder has tokens to read before it can go on one by one.
 
-    A pass takes the text that has waited longest, and as many others as fit beside it into
-    ``chunk_tokens``, padding counted. A text that is longer is read in chunks, and the others come
-    in between. Only an encoder reads a text at once, however long.
+    A run reads ``chunk_tokens`` at most, of the texts that have waited longest. A text that is
+    longer is read in chunks, and the others come in between. Only an encoder reads a text at once,
+    however long.
+
+    On a GPU a run is one pass over several texts, padded to the longest, for which weights are read
+    or copied once. On a CPU each text has a pass of its own, just as if it were alone: a prompt is
+    bound by arithmetic there, and results do not depend on what is read beside it.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Prefill:
         self._executor = executor
         self._cache = cache
         self._most_tokens = self._chunk_tokens = chunk_tokens
+        self._reads_together = executor.device.type != "cpu"
         self._texts: list[BatchText] = []
 
     def push(self, text: BatchText) -> None:
@@ -73,16 +78,20 @@ class Prefill:
         return text in self._texts
 
     def run(self) -> PrefillResult:
-        """One pass, if there is anything to read.
+        """Read on, if there is anything to read.
 
         Where memory runs out, the same is tried in smaller pieces; what does not fit even then has
         failed. Later passes are small too, growing again with every one that succeeds.
         """
         result = PrefillResult()
+        num_read = 0
         while self._texts:
             texts = self._next_texts()
+            num_tokens = sum(map(self._next_tokens, texts))
+            if num_read and (self._reads_together or num_read + num_tokens > self._most_tokens):
+                break
             try:
-                result.ready = self._read(texts, result)
+                result.ready += self._read(texts, result)
             except CapacityError as error:
                 result.num_out_of_memory += 1
                 for text in texts:
@@ -91,12 +100,18 @@ class Prefill:
                     continue
                 result.failed = [(text, error) for text in texts]
                 self._texts = [text for text in self._texts if text not in texts]
-                return result
+                break
+            num_read += num_tokens
             self._chunk_tokens = min(self._most_tokens, 2 * self._chunk_tokens)
             waiting = [text for text in self._texts if text not in texts]
             self._texts = [*waiting, *(text for text in texts if text.writing.unread)]
-            return result
         return result
+
+    def _next_tokens(self, text: BatchText) -> int:
+        """Tokens of a text in the first part of its next pass, which is the longer one."""
+        if text.encoder_ids is not None:
+            return len(text.encoder_ids)
+        return min(len(text.writing.unread), self._chunk_tokens)
 
     def _is_divisible(self, texts: Sequence[BatchText]) -> bool:
         return len(texts) > 1 or texts[0].encoder_ids is None
@@ -109,17 +124,15 @@ class Prefill:
 
     def _next_texts(self) -> list[BatchText]:
         """The rows of the next pass: all with an encoder to run before, or all without."""
+        if not self._reads_together:
+            return self._texts[:1]
         has_encoder = self._texts[0].encoder_ids is not None
         texts: list[BatchText] = []
         longest = 0
         for text in self._texts:
             if (text.encoder_ids is not None) != has_encoder:
                 continue
-            if text.encoder_ids is not None:
-                num_tokens = len(text.encoder_ids)
-            else:
-                num_tokens = min(len(text.writing.unread), self._chunk_tokens)
-            width = max(longest, num_tokens)
+            width = max(longest, self._next_tokens(text))
             if not texts or width * (len(texts) + 1) <= self._chunk_tokens:
                 texts.append(text)
                 longest = width

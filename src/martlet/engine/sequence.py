@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from martlet.device.threads import cpu_threads
+from martlet.engine.batch_limits import CHUNK_TOKENS
 from martlet.engine.decode import DecodeLoop
 from martlet.engine.passes import pass_threads, run_stack
 from martlet.engine.sequence_memory import NEXT_STEP, SequenceMemory
@@ -76,6 +77,8 @@ class RunningSequence:
     def advance(self, token_ids: Sequence[int], last_only: bool = True) -> Tensor:
         """Run the decoder over more tokens; the logits of what follows each (or only the last).
 
+        On a CPU, for the last alone, many tokens are read in the chunks of a batch.
+
         Shapes:
             return: (num_tokens or 1, vocab_size) float32
         """
@@ -83,16 +86,29 @@ class RunningSequence:
         if self.uses_steps and self.num_tokens and len(token_ids) == 1:
             return self._step(token_ids)
         self.end_steps()
+        if last_only and self._executor.device.type == "cpu" and len(token_ids) > CHUNK_TOKENS:
+            self._read(token_ids[:CHUNK_TOKENS])
+            return self.advance(token_ids[CHUNK_TOKENS:])
+        hidden = self._read(token_ids)
+        if last_only:
+            token_ids, hidden = token_ids[-1:], hidden[:, -1:]
+        with (
+            report_out_of_memory(f"choosing after {self.num_tokens:,} tokens", NEXT_STEP),
+            self._threads(token_ids),
+            torch.inference_mode(),
+        ):
+            return self._architecture.head(self._executor.fixed(), "decoder", hidden)[0]
+
+    def _read(self, token_ids: Sequence[int]) -> Tensor:
+        """Run the decoder over more tokens; its last hidden state, (1, num_tokens, hidden_size)."""
         with (
             report_out_of_memory(f"reading {len(token_ids):,} tokens", NEXT_STEP),
             self._threads(token_ids),
             torch.inference_mode(),
         ):
             hidden = self._run_stack("decoder", token_ids)
-            self.num_tokens += len(token_ids)
-            if last_only:
-                hidden = hidden[:, -1:]
-            return self._architecture.head(self._executor.fixed(), "decoder", hidden)[0]
+        self.num_tokens += len(token_ids)
+        return hidden
 
     def begin_steps(self) -> DecodeLoop:
         """The steps that go on with this sequence, ready for their ``begin``.

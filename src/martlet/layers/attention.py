@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from martlet.kernels import ops
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.rotary import Rotation
+from martlet.layers.single_queries import are_few, attend_each
 
 __all__ = [
     "DeviceStep",
@@ -109,6 +111,14 @@ def self_attention(
     k, v = split_heads(keys, heads.num_kv_heads), split_heads(values, heads.num_kv_heads)
     if step.rotation is not None:
         q, k = step.rotation.turn(q), step.rotation.turn(k)
+    if cache is not None and are_few(q):
+        cache.write(layer, k, v, step.counts)
+        seen = [
+            range(start + 1, start + count + 1)
+            for start, count in zip(cache.lengths, step.counts, strict=True)
+        ]
+        rows = functools.partial(cache.row, layer)
+        return merge_heads(attend_each(q, rows, seen, step.bias, heads.scale))
     if cache is not None:
         k, v = cache.append(layer, k, v, step.counts)
     mixed = ops.attention(q, k, v, step.bias, scale=heads.scale, is_causal=step.is_causal)
@@ -143,9 +153,17 @@ def cross_attention(
         assert cache.stepping is not None
         view = cache.stepping.encoder_step_view(layer)
         return ops.step_attention((q[:, 0], None, None), view, heads.scale)[:, None]
+    queries = split_heads(q, heads.num_heads)
+    if are_few(queries):
+        cache.hold_encoder_output(layer, split_project)
+        seen = [
+            [num_tokens] * count
+            for num_tokens, count in zip(cache.encoder_lengths, step.counts, strict=True)
+        ]
+        rows = functools.partial(cache.encoder_row, layer)
+        return merge_heads(attend_each(queries, rows, seen, None, heads.scale))
     k, v = cache.encoder_keys_values(layer, split_project)
-    mixed = ops.attention(split_heads(q, heads.num_heads), k, v, step.cross_bias, scale=heads.scale)
-    return merge_heads(mixed)
+    return merge_heads(ops.attention(queries, k, v, step.cross_bias, scale=heads.scale))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

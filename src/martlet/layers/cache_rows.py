@@ -68,15 +68,24 @@ class CacheRows:
     def append(
         self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Write behind what the slots hold; the keys and values of everything so far.
+        """``write``, then the keys and values of everything so far, only to be read.
 
-        The first ``counts[row]`` tokens of a row are written, the rest is padding. What lies
-        behind the end of a shorter slot in the result is unspecified but finite: the caller masks
-        it. Only to be read.
+        What lies behind the end of a shorter slot is unspecified but finite: the caller masks it.
 
         Shapes:
             keys, values: (num_slots, num_kv_heads, num_tokens, head_dim)
             return: (num_slots, num_kv_heads, tokens of the longest slot, head_dim), twice
+        """
+        self.write(layer, keys, values, counts)
+        stop = self.longest_after(counts)
+        all_keys, all_values = self._memory.self_attention[:, layer]
+        return self._read(all_keys, stop), self._read(all_values, stop)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]) -> None:
+        """Write behind what the slots hold: the first ``counts[row]`` tokens of each row.
+
+        Shapes:
+            keys, values: (num_slots, num_kv_heads, num_tokens, head_dim), padded at the right
         """
         assert keys.shape == values.shape
         assert keys.shape[0] == len(counts) == self.num_slots
@@ -85,7 +94,12 @@ class CacheRows:
         all_keys, all_values = self._memory.self_attention[:, layer]
         self._write(all_keys, keys, counts)
         self._write(all_values, values, counts)
-        return self._read(all_keys, stop), self._read(all_values, stop)
+
+    def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values in the memory of one row, (1, num_kv_heads, max_tokens, head_dim)."""
+        slot = self._slots[row]
+        keys, values = self._memory.self_attention[:, layer, slot : slot + 1]
+        return keys, values
 
     def longest_after(self, counts: Sequence[int]) -> int:
         """Tokens of the longest slot once ``counts`` more are in."""
@@ -134,16 +148,32 @@ class CacheRows:
         Shapes:
             return: (num_slots, num_kv_heads, num_encoder_tokens, head_dim), twice
         """
+        self.hold_encoder_output(layer, project)
         all_keys, all_values = self._memory.cross_attention[:, layer]
         width = self._num_encoder_tokens
+        return self._read(all_keys, width), self._read(all_values, width)
+
+    def hold_encoder_output(
+        self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Make the keys and values of an encoder output that waits, see ``encoder_row``."""
         if self._encoder_output is not None and layer not in self._layers_done:
-            keys, values = project(self._encoder_output)
+            all_keys, all_values = self._memory.cross_attention[:, layer]
             rows = self._slots if self._run is None else self._run
-            all_keys[rows, :, :width] = keys
-            all_values[rows, :, :width] = values
+            width = self._num_encoder_tokens
+            all_keys[rows, :, :width], all_values[rows, :, :width] = project(self._encoder_output)
             self._note_layer(layer)
         assert layer in self._memory.ready_layers, "set_encoder_output comes first"
-        return self._read(all_keys, width), self._read(all_values, width)
+
+    def encoder_row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of what the encoder has read for one row, without padding.
+
+        Shapes:
+            return: (1, num_kv_heads, encoder tokens of the row, head_dim), twice
+        """
+        slot, stop = self._slots[row], self.encoder_lengths[row]
+        keys, values = self._memory.cross_attention[:, layer, slot : slot + 1, :, :stop]
+        return keys, values
 
     def _note_layer(self, layer: int) -> None:
         self._memory.ready_layers.add(layer)

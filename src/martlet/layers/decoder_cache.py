@@ -67,7 +67,15 @@ class DecoderCache(Protocol):
     def append(
         self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Write behind what the rows hold; the keys and values of everything so far."""
+        """``write``, then the keys and values of everything so far, with padding at the right."""
+        ...
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]) -> None:
+        """Write behind what the rows hold."""
+        ...
+
+    def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values in the memory of one row."""
         ...
 
     def advance(self, counts: Sequence[int]) -> None:
@@ -78,4 +86,14 @@ class DecoderCache(Protocol):
         self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder output; ``project`` makes them the first time only."""
+        ...
+
+    def hold_encoder_output(
+        self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Make these keys and values if that has not been done."""
+        ...
+
+    def encoder_row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
+        """Those of one row, without padding."""
         ...
