@@ -1,11 +1,13 @@
 """The process of a model as it is, but for faults that a file of the test asks for.
 
 The file is JSON: ``step_seconds`` makes each step take longer, ``not_finite`` spoils what the model
-computes, ``load_seconds`` makes loading take longer.
+computes, ``load_seconds`` makes loading take longer, ``killed`` ends the process that steps next as
+the kernel does where memory runs out.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,9 @@ def inject():
     step, logits, load = Batch.step, HostSteps._logits, martlet.api.load
 
     def slow_step(self):
+        if asked("killed"):
+            CONTROL.unlink()  # once
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(asked("step_seconds") or 0)
         return step(self)
 

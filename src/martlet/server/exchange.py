@@ -17,7 +17,14 @@ from martlet.server.backend import Job, ServedModel
 from martlet.server.failures import describe, log_failure
 from martlet.server.messages import Event, JobSpec
 from martlet.server.service import Service
-from martlet.server.wire import ClientGoneError, Framing, StreamWriter, dump, unless_gone
+from martlet.server.wire import (
+    ABORT_EXTENSION,
+    ClientGoneError,
+    Framing,
+    StreamWriter,
+    dump,
+    unless_gone,
+)
 
 __all__ = ["Exchange", "send_json"]
 
@@ -120,7 +127,13 @@ class Exchange:
                 reason = _reason(self.answer)
             else:
                 log_failure(error, scope["state"]["request_id"])
-        except (ClientGoneError, asyncio.CancelledError):
+        except ClientGoneError as error:
+            reason = "cancelled"
+            if not error.is_connected:
+                return  # nobody is there to be answered
+            await _abort(scope)
+            raise
+        except asyncio.CancelledError:
             reason = "cancelled"
             raise
         finally:
@@ -188,6 +201,14 @@ class Exchange:
             if num_later > 0:
                 seconds = stats["decode_seconds"] / num_later
                 metrics.per_token_seconds.labels(name).observe(seconds)
+
+
+async def _abort(scope: Scope) -> None:
+    """End a connection whose reader does not read, with what waits to be sent."""
+    extension = scope.get("extensions", {}).get(ABORT_EXTENSION)
+    if extension is not None:
+        extension["abort"]()
+        await asyncio.sleep(0)  # the server is told of the end before it looks for an answer
 
 
 def _reason(answer: Answer) -> str:

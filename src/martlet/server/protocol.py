@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from martlet.server.wire import ABORT_EXTENSION
+
 __all__ = ["BoundedProtocol", "bounded_protocol"]
 
 _TOO_LARGE = (
@@ -66,6 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > self.max_header_bytes:
             self._refuse()
         else:
+            # For answers that nobody reads: closing would wait until what is written has been.
+            self.scope["extensions"] = {ABORT_EXTENSION: {"abort": self.transport.abort}}
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

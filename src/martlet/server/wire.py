@@ -13,18 +13,38 @@ from starlette.types import Receive, Send
 from martlet.errors import MartletError
 from martlet.server.failures import Failure
 
-__all__ = ["NDJSON", "SSE", "ClientGoneError", "Framing", "StreamWriter", "dump", "unless_gone"]
+__all__ = [
+    "ABORT_EXTENSION",
+    "NDJSON",
+    "SSE",
+    "ClientGoneError",
+    "Framing",
+    "StreamWriter",
+    "dump",
+    "unless_gone",
+]
 
 _T = TypeVar("_T")
+
+ABORT_EXTENSION = "martlet.abort"
+"""In the scope of a request: what ends its connection without waiting for its reader."""
 
 # Some clients split a stream at these too, which JSON allows inside of a string.
 _OTHER_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class ClientGoneError(MartletError):
-    """Nobody reads the answer any more."""
+    """Nobody reads the answer any more.
+
+    Attributes:
+        is_connected: the connection is still there, but what was written to it stays unread.
+    """
 
     http_status = 499
+
+    def __init__(self, message: str, is_connected: bool = False) -> None:
+        super().__init__(message)
+        self.is_connected = is_connected
 
 
 def dump(value: Any) -> bytes:
@@ -101,7 +121,8 @@ class StreamWriter:
                 await self._send(message)
         except TimeoutError:
             raise ClientGoneError(
-                f"the client read nothing for {self._write_seconds:g} s and was dropped"
+                f"the client read nothing for {self._write_seconds:g} s and was dropped",
+                is_connected=True,
             ) from None
 
     def _head(self) -> list[tuple[bytes, bytes]]:
