@@ -93,8 +93,10 @@ describe("a memory gauge", () => {
 
 describe("the chart", () => {
   it("has the latest value at the right edge", () => {
-    expect(linePoints([0, 50, 100], 5, 100, 40, 10)).toBe("20.0,10.0 30.0,5.0 40.0,0.0");
-    expect(linePoints([], 5, 100, 40, 10)).toBe("");
+    const area = { width: 40, height: 10, span: 4, top: 100 };
+    const sample = (atSeconds: number, tokensPerSecond: number) => ({ atSeconds, tokensPerSecond });
+    expect(linePoints([sample(7, 0), sample(8.5, 50), sample(9, 100)], area)).toBe("20.0,10.0 35.0,5.0 40.0,0.0");
+    expect(linePoints([], area)).toBe("");
   });
 
   it.each([

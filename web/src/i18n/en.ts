@@ -79,11 +79,11 @@ export const en = {
   "fill.empty": "nothing",
   "fill.popover": "Alternatives for blank {n}",
   "fill.reroll": "Ask again for this blank",
-  "fill.probability": "Probability under the model, of the whole filling",
+  "fill.probability": "Probability of this answer under the model",
   "fill.noAlternatives": "No other answers were found.",
   "fill.alternatives": "Alternatives a blank",
   "fill.alternatives.about": "Each costs another pass over the text; 0 is fastest.",
-  "fill.done": "All blanks are filled. Point at one, or focus it, for alternatives.",
+  "fill.done": "Point at a blank for alternatives.",
 
   "chat.log": "Conversation",
   "chat.you": "You",

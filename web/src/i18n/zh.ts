@@ -81,11 +81,11 @@ export const zh: Record<MessageKey, string> = {
   "fill.empty": "无",
   "fill.popover": "第 {n} 空的其他填法",
   "fill.reroll": "这一空重新填",
-  "fill.probability": "模型给整个填法的概率",
+  "fill.probability": "模型给这个填法的概率",
   "fill.noAlternatives": "没有找到其他填法。",
   "fill.alternatives": "每空的备选数",
   "fill.alternatives.about": "每多一个就要把全文多读一遍；0 最快。",
-  "fill.done": "已填完。指向或聚焦任一空，可看其他填法。",
+  "fill.done": "指向任一空，可看其他填法。",
 
   "chat.log": "对话内容",
   "chat.you": "你",

@@ -1,15 +1,23 @@
-/** Points of a line over `width` x `height`, the latest at the right edge; 0 is at the bottom. */
-export function linePoints(
-  values: readonly number[],
-  slots: number,
-  top: number,
-  width: number,
-  height: number,
-): string {
-  const step = width / (slots - 1);
-  const left = width - (values.length - 1) * step;
-  return values
-    .map((value, i) => `${(left + i * step).toFixed(1)},${(height - (value / top) * height).toFixed(1)}`)
+import type { SpeedSample } from "../state/status";
+
+export interface Area {
+  width: number;
+  height: number;
+  /** Seconds from the left edge to the right one, where the latest sample is. */
+  span: number;
+  /** The value at the upper edge; 0 is at the lower one. */
+  top: number;
+}
+
+/** Points of a line, for SVG. */
+export function linePoints(samples: readonly SpeedSample[], { width, height, span, top }: Area): string {
+  const latest = samples.at(-1)?.atSeconds ?? 0;
+  return samples
+    .map(({ atSeconds, tokensPerSecond }) => {
+      const x = width - ((latest - atSeconds) / span) * width;
+      const y = height - (tokensPerSecond / top) * height;
+      return `${x.toFixed(1)},${y.toFixed(1)}`;
+    })
     .join(" ");
 }
 

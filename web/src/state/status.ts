@@ -14,9 +14,16 @@ export const connection = ref<Connection>("connecting");
 export const connectionError = ref("");
 export const hasKey = ref(storedKey() !== "");
 
-/** Tokens per second by model, one figure a poll, while the machine page is open. */
-export const speeds = shallowRef<Record<string, number[]>>({});
-export const NUM_SPEEDS = 60;
+/** The speed of a model at a time of the page's clock. */
+export interface SpeedSample {
+  atSeconds: number;
+  tokensPerSecond: number;
+}
+
+export const SPEED_SPAN_SECONDS = 60;
+
+/** Samples of the last minute by model, the latest last. */
+export const speeds = shallowRef<Record<string, SpeedSample[]>>({});
 
 const POLL_MS = 1000;
 const IDLE_POLL_MS = 5000;
@@ -76,10 +83,14 @@ async function refreshPlans(value: ServerStatus): Promise<void> {
 let plannedFor = "";
 
 function noteSpeeds(value: ServerStatus): void {
-  const next: Record<string, number[]> = {};
+  const atSeconds = performance.now() / 1000;
+  const next: Record<string, SpeedSample[]> = {};
   for (const model of value.models) {
     const earlier = speeds.value[model.name] ?? [];
-    next[model.name] = [...earlier, model.tokens_per_second ?? 0].slice(-NUM_SPEEDS);
+    next[model.name] = [
+      ...earlier.filter((sample) => sample.atSeconds > atSeconds - SPEED_SPAN_SECONDS),
+      { atSeconds, tokensPerSecond: model.tokens_per_second ?? 0 },
+    ];
   }
   speeds.value = next;
 }
