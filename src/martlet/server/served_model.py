@@ -36,7 +36,7 @@ class Shared:
     """What the models of a server share.
 
     load_turn: see ``Supervisor``.
-    on_change: called when a model's state changes or a job ends.
+    on_change: called when a model's state changes, and when a job comes, starts or ends.
     """
 
     load_turn: asyncio.Lock
@@ -152,6 +152,7 @@ class ServedModel:
         self._jobs[job_id] = taken
         self._admission.add(job_id, cost)
         self._supervisor.send({"op": "submit", "id": job_id, "client": client, "job": job})
+        self._on_change()
         return taken
 
     def position(self, job_id: str) -> int:
@@ -234,6 +235,7 @@ class ServedModel:
         match event["event"]:
             case "started":
                 self._admission.start(job.id)
+                self._on_change()
             case "text":
                 self._admission.count_output(job.id, max(1, len(event.get("tokens", ()))))
             case "error":
