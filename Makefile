@@ -1,4 +1,4 @@
-# Words: install run serve test check fix bench docs. All of them work in .venv/, which `make install` makes.
+# Words: install run serve test check fix bench docs web web-check. Those without web work in .venv/, which `make install` makes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Tests that run at a time.
 JOBS ?= 2
 
-.PHONY: install run serve test check fix bench docs clean
+.PHONY: install run serve test check fix bench docs web web-check clean
 .DEFAULT_GOAL := run
 
 install: $(VENV)/.installed
@@ -41,6 +41,17 @@ fix: install
 bench: install
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/minis.py
+
+web: web/node_modules/.installed
+	cd web && npm run build && npm run size
+
+# Whether the committed web app is what its sources give.
+web-check: web/node_modules/.installed
+	cd web && npm test && ./check_build.sh
+
+web/node_modules/.installed: web/package-lock.json
+	cd web && npm ci
+	@touch $@
 
 docs: install
 	$(BIN)/python docs/generate_cli.py
