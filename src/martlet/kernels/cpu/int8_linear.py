@@ -50,7 +50,7 @@ def int8_linear(x: Tensor, weight: QuantizedTensor) -> Tensor:
     # The kernel has a fast body for bfloat16 alone (its float32 body is 10 times slower). It
     # would also round the scale to bfloat16, a lasting error of the whole row; so it gets ones.
     ones = _ones(weight.shape[0])
-    parts = x.to(torch.bfloat16).contiguous().split(_ROWS_AT_ONCE)
+    parts = torch.split(x.to(torch.bfloat16).contiguous(), _ROWS_AT_ONCE)
     products = [torch._weight_int8pack_mm(part, weight.data, ones) for part in parts]
     product = products[0] if len(products) == 1 else torch.cat(products)
     return (product * weight.scale.to(torch.float32)).to(x.dtype)
