@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import threading
 from dataclasses import dataclass
@@ -216,7 +217,11 @@ class Batch:
         return BatchText(slot, writing, waiting.deliver, self._limit_tokens(request))
 
     def _read_prompts(self) -> None:
+        if not self._prefill.has_texts:
+            return
+        self._keep_busy()
         result = self._prefill.run()
+        self._keep_busy()  # while the first tokens are chosen
         self._totals.streamed_bytes += result.streamed_bytes
         self._totals.out_of_memory += result.num_out_of_memory
         for text, error in result.failed:
@@ -227,6 +232,10 @@ class Batch:
             if self._take(text, sample):
                 self._steps.add(text.slot, writing.unread[0], writing.request, writing.sampler)
                 text.is_stepping = True
+
+    def _keep_busy(self) -> None:
+        with contextlib.suppress(CapacityError):  # the next step will meet it again
+            self._steps.keep_busy()
 
     def _decode(self) -> None:
         if not any(text.is_stepping for text in self._texts.values()):

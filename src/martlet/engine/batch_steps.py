@@ -47,6 +47,10 @@ class BatchSteps(Protocol):
         """The slot rests; it may be filled anew."""
         ...
 
+    def keep_busy(self) -> None:
+        """The host has something else to do: where it need not be asked, steps may go on."""
+        ...
+
     def run(self) -> dict[int, Sample | MartletError]:
         """One more token for the slots, which is what each reads next; some may have to wait.
 
@@ -109,6 +113,9 @@ class HostSteps:
     def remove(self, slot: int) -> None:
         """The slot rests."""
         del self._slots[slot]
+
+    def keep_busy(self) -> None:
+        """Nothing: the host makes the steps."""
 
     def run(self) -> dict[int, Sample | MartletError]:
         """One more token for every slot."""

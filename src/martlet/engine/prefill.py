@@ -74,6 +74,11 @@ class Prefill:
         """Forget a text."""
         self._texts.remove(text)
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self._texts)
+
     def __contains__(self, text: object) -> bool:
         return text in self._texts
 
