@@ -15,6 +15,7 @@ from martlet.device.size import parse_bytes
 __all__ = [
     "TEXT",
     "LoadOptions",
+    "Number",
     "SamplingOptions",
     "ServingOptions",
     "as_json",
@@ -127,12 +128,13 @@ class _Slots(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{error.message.rstrip('.')}; it may also be auto.", param, ctx)
 
 
-class _Number(click.FloatRange):
+class Number(click.FloatRange):
     """A number in a range; click alone lets "nan" through, which is in no range."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """The number, or a message that names the range."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
@@ -186,7 +188,7 @@ _SAMPLING = (
     ),
     click.option(
         "--temperature",
-        type=_Number(0, 100),
+        type=Number(0, 100),
         metavar="X",
         help="0 takes the likeliest token; higher is freer.",
     ),
@@ -195,31 +197,31 @@ _SAMPLING = (
     ),
     click.option(
         "--top-p",
-        type=_Number(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         metavar="X",
         help="Keep the likeliest tokens up to this probability.",
     ),
     click.option(
         "--min-p",
-        type=_Number(0, 1),
+        type=Number(0, 1),
         metavar="X",
         help="Drop tokens less likely than this times the likeliest.",
     ),
     click.option(
         "--repetition-penalty",
-        type=_Number(0.01, 100),
+        type=Number(0.01, 100),
         metavar="X",
         help="Divide the logit of tokens seen before; 1 = off.",
     ),
     click.option(
         "--presence-penalty",
-        type=_Number(-2, 2),
+        type=Number(-2, 2),
         metavar="X",
         help="Take this from the logit of tokens seen before.",
     ),
     click.option(
         "--frequency-penalty",
-        type=_Number(-2, 2),
+        type=Number(-2, 2),
         metavar="X",
         help="Take this from the logit for every time a token was seen.",
     ),

@@ -13,6 +13,7 @@ import click
 from martlet.cli.options import (
     TEXT,
     LoadOptions,
+    Number,
     ServingOptions,
     as_json,
     load_options,
@@ -99,7 +100,7 @@ _LONGEST_KEY_FILE_BYTES = 4096
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1, 86_400),
+    type=Number(1, 86_400),
     metavar="SECONDS",
     default=600,
     show_default=True,
@@ -107,7 +108,7 @@ _LONGEST_KEY_FILE_BYTES = 4096
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(0, 86_400),
+    type=Number(0, 86_400),
     metavar="SECONDS",
     default=30,
     show_default=True,
@@ -135,7 +136,6 @@ def command(
         _key(api_key, api_key_file),
         limits,
     )
-    _log_to_stderr()
     # Starlette and uvicorn, which --help need not wait for.
     from martlet.server.run import serve
 
@@ -200,7 +200,8 @@ class _Announcements:
         self._address = ""
 
     def listening(self, address: str) -> None:
-        """The port is open."""
+        """The port is open; from here on there is something to log."""
+        _log_to_stderr()
         self._address = address
         names = [model.name for model in self._settings.models]
         if self._as_json:
@@ -262,5 +263,4 @@ def _log_to_stderr() -> None:
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.addHandler(handler)
-        logger.propagate = False
     logging.getLogger("uvicorn.access").addFilter(_WithoutQuery())
