@@ -6,6 +6,7 @@ import torch
 
 import martlet
 from martlet.engine.batch_limits import BatchLimits
+from martlet.engine.grammar_child import LIMITS
 from martlet.engine.request import Finished, TokenEvent
 from martlet.engine.structured import structured_constraint
 from martlet.errors import UsageError
@@ -187,6 +188,14 @@ def test_a_schema_that_costs_too_much_with_this_vocabulary_is_refused(models):
     format = {"type": "json_schema", "schema": {"allOf": [*primes, {"multipleOf": 31 * 37}]}}
     with pytest.raises(UsageError, match="the JSON schema cannot be followed"):
         models["cpm2-mini"].generate("话说", format=format)
+
+
+def test_a_text_whose_grammar_outgrows_its_limits_ends_in_an_error(models, monkeypatch):
+    monkeypatch.setitem(LIMITS, "max_lexer_states", 400)
+    schema = {"type": "string", "minLength": 900, "maxLength": 1000}
+    format = {"type": "json_schema", "schema": schema}
+    with pytest.raises(UsageError, match=r"after \d+ tokens: what may follow is too complex"):
+        models["cpm2-mini"].generate("话说", max_tokens=900, seed=1, format=format)
 
 
 def test_a_model_without_an_end_is_refused(models):

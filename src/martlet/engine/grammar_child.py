@@ -20,7 +20,7 @@ LIMITS = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "max_grammar_size": 100_000,
 }
 """Bounds of llguidance: what making a grammar may cost, and each of its steps (about 10 ms)."""

@@ -24,8 +24,8 @@ __all__ = ["Grammars", "grammars_of"]
 
 _CHILD = Path(__file__).with_name("grammar_child.py")
 # The child bounds the time that it computes; this is for one that a busy machine does not let run.
-_TIMEOUT_SECONDS = 10.0
-_MOST_KEPT = 64
+_TIMEOUT_SECONDS = 5.0
+_MOST_KEPT = 16  # up to 40 MB each, where they are made to be large
 # One space at most behind a comma or colon: a model that likes spaces must come to an end.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # Text that can only go on in one way is not cut into tokens for the model, which may know others.

@@ -17,9 +17,8 @@ from martlet.errors import UsageError
 
 __all__ = ["structured_constraint"]
 
-# Reasons of llguidance for stopping because a step would have cost more than its limits allow.
-_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
 _NO_TOKEN = "the vocabulary has no token that may follow"
+_TOO_COMPLEX = "what may follow is too complex"  # llguidance has come to one of its limits
 
 
 def structured_constraint(
@@ -85,18 +84,21 @@ class _Json:
         return self._mask
 
     def accept(self, token_id: int) -> None:
-        """Go on in the grammar, or end."""
+        """Go on in the grammar, or end.
+
+        Raises:
+            UsageError: the schema asks for more work than a step may take.
+        """
         self._mask = None
+        if token_id not in self._end_ids and not self._matcher.consume_token(token_id):
+            raise self._stuck(_TOO_COMPLEX)
         self._num_tokens += 1
-        if token_id not in self._end_ids:
-            is_accepted = self._matcher.consume_token(token_id)
-            assert is_accepted, f"token {token_id} was suppressed, yet chosen"
 
     def _next_mask(self) -> Tensor:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            is_too_complex = self._matcher.stop_reason() in _TOO_COMPLEX
-            raise self._stuck("what may follow is too complex" if is_too_complex else _NO_TOKEN)
+            is_at_end = self._matcher.get_error().startswith("NoExtension")
+            raise self._stuck(_NO_TOKEN if is_at_end else _TOO_COMPLEX)
         may_end = bool(self._bits[self._mark // 8] >> self._mark % 8 & 1)
         suppressed = ~self._bits | self._never
         if not may_end and (suppressed == 0xFF).all():
