@@ -27,11 +27,11 @@ async def application(scope, receive, send):
 
 
 @contextlib.asynccontextmanager
-async def connections(**options):
+async def connections(header_seconds=30, **options):
     """Yields what opens a connection: (reader, writer)."""
     config = uvicorn.Config(
         application,
-        http=bounded_protocol(MAX_HEADER_BYTES, HEADER_SECONDS),
+        http=bounded_protocol(MAX_HEADER_BYTES, header_seconds),
         lifespan="off",
         log_config=None,
         ws="none",
@@ -125,7 +125,7 @@ def test_headers_that_never_end_are_not_collected():
 
 def test_slow_heads_are_dropped_and_others_are_served_meanwhile():
     async def check():
-        async with connections(limit_concurrency=200) as connect:
+        async with connections(HEADER_SECONDS, limit_concurrency=200) as connect:
             slow = [await connect() for _ in range(100)]
             for number, (_, writer) in enumerate(slow):
                 if number % 2:
@@ -156,7 +156,7 @@ def test_connections_beyond_the_limit_are_told_so():
 
 def test_an_answer_that_takes_longer_than_a_head_may_is_not_cut():
     async def check():
-        async with connections() as connect:
+        async with connections(HEADER_SECONDS) as connect:
             reader, writer = await connect()
             writer.write(request("/slow") + b"POST / HTTP/1.1\r\nhost:")
             head = await reader.readuntil(b"\r\n\r\n")
