@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 120
 MODELS = ("cpm1-mini", "cpm2-mini", "eva-mini")
 
 
