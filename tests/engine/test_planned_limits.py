@@ -7,7 +7,13 @@ from martlet.bench.shapes import find_shape
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loading import ModelFolder
-from martlet.engine.planned_limits import AUTO_SLOTS, limits_to_try, plan_for_texts
+from martlet.engine.machine import GpuState
+from martlet.engine.planned_limits import (
+    AUTO_SLOTS,
+    TextDemands,
+    limits_to_try,
+    plan_for_texts,
+)
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
 from martlet.models.config import load_architecture
@@ -43,7 +49,8 @@ def test_a_context_out_of_range_is_refused_by_name(context):
         ("cpm1", None, {"slots": 5, "context": 4096}, BatchLimits(5, 1024, None)),
         ("llama-8b", None, {"slots": 2}, BatchLimits(2, 2048, None)),
         ("llama-8b", None, {"slots": 2, "context": 8000}, BatchLimits(2, 8000, None)),
-        ("cpm2-11b", 512, {"slots": 3, "context": 64}, BatchLimits(3, 64, 512)),
+        ("cpm2-11b", 512, {"slots": 3, "context": 64}, BatchLimits(3, 64, 64)),
+        ("cpm2-11b", 512, {"slots": 3, "context": 700}, BatchLimits(3, 700, 512)),
         ("cpm2-11b", None, {"slots": 3}, BatchLimits(3, 512, 512)),
         ("cpm2-11b", None, {"slots": 3, "context": 64}, BatchLimits(3, 64, 64)),
     ],
@@ -64,7 +71,7 @@ def test_without_slots_the_plan_is_that_of_one_text(tiny_cpm2):
 
 
 def test_the_plan_pays_for_the_caches_of_all_slots(tiny_cpm1, tiny_cpm2):
-    for folder, encoder_tokens in ((tiny_cpm1, 0), (tiny_cpm2, 64)):
+    for folder, encoder_tokens in ((tiny_cpm1, 0), (tiny_cpm2, 40)):
         planned = ModelFolder(folder).plan(LoadOptions(device="cpu", slots=7, context=40))
         architecture = ModelFolder(folder).architecture
         assert planned.plan.demand.kv_cache_bytes == architecture.cache_bytes(
@@ -75,7 +82,7 @@ def test_the_plan_pays_for_the_caches_of_all_slots(tiny_cpm1, tiny_cpm2):
 
 def test_a_loaded_model_tells_the_limits_that_were_planned(tiny_cpm1, tiny_cpm2):
     model = martlet.load(tiny_cpm2, device="cpu", slots=3, context=50)
-    assert model.batch_limits == BatchLimits(3, 50, 64, 256)
+    assert model.batch_limits == BatchLimits(3, 50, 50, 256)
     assert martlet.load(tiny_cpm1, device="cpu").batch_limits == BatchLimits(1, 64, None)
     assert martlet.load(tiny_cpm1, device="cpu", slots="auto").batch_limits.num_slots == 16
 
@@ -160,3 +167,33 @@ def test_what_does_not_fit_says_that_fewer_slots_may(tiny_cpm1):
     assert "\n" not in str(cpu.value)
     with pytest.raises(CapacityError, match=r"less than 256 texts \(--slots\) of 64 tokens"):
         plan_for_card(tiny_cpm1, _card("550MiB"), slots=256)
+
+
+@pytest.mark.parametrize(
+    ("gpu_mib", "workspace_mib", "chunk_tokens"),
+    [
+        (400, 1, 256),  # everything stays on the card: long passes would keep others waiting
+        (100, 1, 1024),
+        (100, 30, 256),  # no memory for that
+    ],
+)
+def test_passes_read_more_where_the_link_is_what_they_wait_for(
+    gpu_mib, workspace_mib, chunk_tokens
+):
+    budget = Budget(gpu_mib * MIB, 10_000 * MIB)
+    _, limits = plan_for_texts(
+        [BatchLimits(4, 512, None)],
+        budget.gpu_bytes,
+        lambda limits: Demand(4 * MIB, workspace_mib * limits.chunk_tokens // 256 * MIB),
+        lambda demand: make_plan(BLOCKS, "cuda", budget, demand),
+        streamed_chunk_tokens=1024,
+    )
+    assert limits.chunk_tokens == chunk_tokens
+
+
+@pytest.mark.parametrize(("capability", "chunk_tokens"), [((6, 1), 256), ((7, 5), 1024)])
+def test_a_card_without_matrix_units_reads_prompts_in_smaller_pieces(capability, chunk_tokens):
+    state = GpuState(400 * MIB, 6 << 30, capability)
+    architecture = load_architecture(find_shape("cpm1").config)
+    demands = TextDemands(architecture, LoadOptions(slots=4), torch.float16, state)
+    assert demands.streamed_chunk_tokens == chunk_tokens

@@ -217,6 +217,7 @@ class ModelFolder:
             budget.of("ram" if demands.state is None else "gpu"),
             demands.of,
             lambda demand: make_plan(sizes, device, budget, demand, threads, options.num_threads),
+            demands.streamed_chunk_tokens,
         )
 
     def _predicted(self, planned: PlannedLoad, bandwidth: Bandwidth) -> PlannedLoad:

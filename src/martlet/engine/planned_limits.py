@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from martlet.engine.batch_limits import BatchLimits
+from martlet.engine.batch_limits import CHUNK_TOKENS, BatchLimits
 from martlet.engine.demand import Lengths, estimate_batch_demand, estimate_demand
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.machine import GpuState
@@ -39,6 +40,15 @@ class TextDemands:
     dtype: torch.dtype
     state: GpuState | None = None
 
+    @property
+    def streamed_chunk_tokens(self) -> int:
+        """Tokens that are computed in about the time in which the weights for them are streamed.
+
+        Cards with matrix units do so many more operations for each byte that the link brings.
+        """
+        has_matrix_units = self.state is not None and self.state.capability >= (7, 5)
+        return 4 * CHUNK_TOKENS if has_matrix_units and self.options.slots else CHUNK_TOKENS
+
     def of(self, limits: BatchLimits) -> Demand:
         """For a batch; without ``slots``, for one text that is read in one pass."""
         capability = None if self.state is None else self.state.capability
@@ -63,7 +73,8 @@ def limits_to_try(
     """Sizes that memory may be planned for, those with the most slots first.
 
     A slot has ``options.context`` tokens, or the usual number, and never more than the model has
-    positions. The encoder of a model without an input limit reads as many as a slot has.
+    positions. The encoder reads what the model was trained to read, or as many as a slot has where
+    nobody says; never more than ``options.context``.
     """
     positions = architecture.max_positions
     slot_tokens = options.context or min(positions or _USUAL_TOKENS, _MOST_PLANNED_TOKENS)
@@ -72,6 +83,8 @@ def limits_to_try(
     encoder_tokens = None
     if architecture.has_encoder:
         encoder_tokens = max_input_tokens or slot_tokens
+        if options.context is not None:
+            encoder_tokens = min(encoder_tokens, options.context)
     counts = AUTO_SLOTS if options.slots == "auto" else (options.slots or 1,)
     return tuple(BatchLimits(count, slot_tokens, encoder_tokens) for count in counts)
 
@@ -81,14 +94,32 @@ def plan_for_texts(
     memory_bytes: int,
     demand_of: Callable[[BatchLimits], Demand],
     plan_of: Callable[[Demand], Plan],
+    streamed_chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Plan, BatchLimits]:
     """The plan for the first candidate that fits, by the rule of ``AUTO_SLOTS``.
 
-    ``memory_bytes`` is the budget of the memory that computes.
+    ``memory_bytes`` is the budget of the memory that computes. Where prompts are read with weights
+    that are streamed, a pass costs the time of the link however few tokens it reads: it may then
+    read ``streamed_chunk_tokens``, if there is memory for that.
 
     Raises:
         CapacityError: not even the last candidate fits.
     """
+    plan, limits = _first_that_fits(candidates, memory_bytes, demand_of, plan_of)
+    is_streamed = any(phase.streamed() for phase in plan.phases if phase.phase != "decode")
+    if limits.chunk_tokens < streamed_chunk_tokens and is_streamed:
+        wider = replace(limits, chunk_tokens=streamed_chunk_tokens)
+        with contextlib.suppress(CapacityError):
+            return plan_of(demand_of(wider)), wider
+    return plan, limits
+
+
+def _first_that_fits(
+    candidates: Sequence[BatchLimits],
+    memory_bytes: int,
+    demand_of: Callable[[BatchLimits], Demand],
+    plan_of: Callable[[Demand], Plan],
+) -> tuple[Plan, BatchLimits]:
     for limits in candidates[:-1]:
         demand = demand_of(limits)
         if _SHARE_OF_CACHES * demand.kv_cache_bytes <= memory_bytes:
