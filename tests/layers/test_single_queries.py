@@ -19,7 +19,11 @@ def test_each_query_gathers_from_its_own_first_keys(bias_rows, num_kv_heads):
     bias = None if bias_rows is None else _random(bias_rows, 4, 2, 20, seed=3)
     seen = [[3, 4], [19, 20], [7]]
     mixed = attend_each(
-        q, lambda row: (keys[row : row + 1], values[row : row + 1]), seen, bias, scale=0.3
+        q,
+        lambda row, n: (keys[row : row + 1, :, :n], values[row : row + 1, :, :n]),
+        seen,
+        bias,
+        scale=0.3,
     )
     for row, counts in enumerate(seen):
         for query, count in enumerate(counts):

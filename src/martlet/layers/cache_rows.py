@@ -95,10 +95,14 @@ class CacheRows:
         self._write(all_keys, keys, counts)
         self._write(all_values, values, counts)
 
-    def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values in the memory of one row, (1, num_kv_heads, max_tokens, head_dim)."""
+    def row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The first keys and values of one row, in place.
+
+        Shapes:
+            return: (1, num_kv_heads, num_tokens, head_dim), twice
+        """
         slot = self._slots[row]
-        keys, values = self._memory.self_attention[:, layer, slot : slot + 1]
+        keys, values = self._memory.self_attention[:, layer, slot : slot + 1, :, :num_tokens]
         return keys, values
 
     def longest_after(self, counts: Sequence[int]) -> int:
@@ -165,14 +169,14 @@ class CacheRows:
             self._note_layer(layer)
         assert layer in self._memory.ready_layers, "set_encoder_output comes first"
 
-    def encoder_row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of what the encoder has read for one row, without padding.
+    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The first keys and values of what the encoder has read for one row, in place.
 
         Shapes:
-            return: (1, num_kv_heads, encoder tokens of the row, head_dim), twice
+            return: (1, num_kv_heads, num_tokens, head_dim), twice
         """
-        slot, stop = self._slots[row], self.encoder_lengths[row]
-        keys, values = self._memory.cross_attention[:, layer, slot : slot + 1, :, :stop]
+        slot = self._slots[row]
+        keys, values = self._memory.cross_attention[:, layer, slot : slot + 1, :, :num_tokens]
         return keys, values
 
     def _note_layer(self, layer: int) -> None:

@@ -74,8 +74,8 @@ class DecoderCache(Protocol):
         """Write behind what the rows hold."""
         ...
 
-    def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values in the memory of one row."""
+    def row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The first keys and values of one row."""
         ...
 
     def advance(self, counts: Sequence[int]) -> None:
@@ -94,6 +94,6 @@ class DecoderCache(Protocol):
         """Make these keys and values if that has not been done."""
         ...
 
-    def encoder_row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """Those of one row, without padding."""
+    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The first of them, of one row."""
         ...

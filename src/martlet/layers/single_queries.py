@@ -28,33 +28,35 @@ def are_few(q: Tensor) -> bool:
 
 def attend_each(
     q: Tensor,
-    row: Callable[[int], tuple[Tensor, Tensor]],
+    keys_values: Callable[[int, int], tuple[Tensor, Tensor]],
     num_keys: Sequence[Sequence[int]],
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
     """What each query gathers from its own first keys; zeros for queries that are padding.
 
-    ``row`` gives keys and values of a row, ``num_keys`` for each of its real queries how many of
-    them it sees.
+    ``keys_values`` gives the first keys and values of a row, ``num_keys`` for each of its real
+    queries how many of them it sees.
 
     Shapes:
         q: (batch, num_heads, num_queries, head_dim)
-        row: (1, num_kv_heads, at least as many as are seen, head_dim), twice
+        keys_values: (1, num_kv_heads, as many as asked for, head_dim), twice
         bias: (batch or 1, num_heads or 1, num_queries, at least as many as are seen)
         return: as q
     """
-    mixed = torch.zeros_like(q)
-    for index, counts in enumerate(num_keys):
-        keys, values = row(index)
+    rows = []
+    for index, own_queries in enumerate(torch.split(q, 1)):
         first = index if bias is not None and bias.shape[0] > 1 else 0
-        for query, count in enumerate(counts):
-            own = None if bias is None else bias[first : first + 1, :, query : query + 1, :count]
-            mixed[index : index + 1, :, query : query + 1] = ops.attention(
-                q[index : index + 1, :, query : query + 1],
-                keys[:, :, :count],
-                values[:, :, :count],
-                own,
-                scale=scale,
-            )
-    return mixed
+        mixed = []
+        for place, query in enumerate(torch.split(own_queries, 1, dim=2)):
+            if place >= len(num_keys[index]):
+                mixed.append(torch.zeros_like(query))
+                continue
+            count = num_keys[index][place]
+            own_bias = None
+            if bias is not None:
+                own_bias = bias[first : first + 1, :, place : place + 1, :count]
+            keys, values = keys_values(index, count)
+            mixed.append(ops.attention(query, keys, values, own_bias, scale=scale))
+        rows.append(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2))
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
