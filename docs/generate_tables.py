@@ -13,11 +13,13 @@ from typing import Any
 
 import benchmark_page
 import memory_plot
+import serving_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN = "<!-- measurements: begin (filled from benchmarks/results) -->"
-END = "<!-- measurements: end -->"
+# What stands between these lines is ours; the names are those of _texts().
+BEGIN = "<!-- {name}: begin (filled from benchmarks/results) -->"
+END = "<!-- {name}: end -->"
 UNITS = {
     "cpm1-mini": "bits_per_character",
     "cpm2-mini": "bits_per_hidden_character",
@@ -87,33 +89,53 @@ def render(words: dict[str, str]) -> str:
         "",
         words["startup"].format(median=_load("startup")[0]["median_seconds"]),
     ]
-    return "\n".join(parts)
+    many = serving_tables.headline(_rows("serving"), words)
+    return "\n".join([*parts, *(("", many) if many else ())])
 
 
 def render_benchmarks(page: str, words: dict[str, str]) -> str:
     """What stands between the marks of a benchmark page; nothing is claimed without rows."""
     folder = "../" * (page.count("/") - 1)
-    return benchmark_page.render(_benchmark_rows(), words, folder)
+    return benchmark_page.render(_rows("h200"), words, folder)
 
 
-def _benchmark_rows() -> list[dict[str, Any]]:
-    return _load("h200") if (RESULTS / "h200.json").exists() else []
+def render_serving(words: dict[str, str]) -> str:
+    """What a benchmark page shows of many texts at a time."""
+    return serving_tables.render(_rows("serving"), words) or words["none"]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Rows that may not have been measured yet."""
+    return _load(name) if (RESULTS / f"{name}.json").exists() else []
+
+
+def _texts() -> list[tuple[str, str, str]]:
+    """(page, name of the part, text) of all that is filled."""
+    texts = [(page, "measurements", render(words)) for page, words in WORDS.items()]
+    for page, words in BENCHMARK_WORDS.items():
+        texts.append((page, "measurements", render_benchmarks(page, words)))
+        texts.append((page, "serving", render_serving(words)))
+    return texts
+
+
+def fill(page: str, name: str, text: str) -> str:
+    """A page with another text in one of its parts."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
     """Fill the pages, or with --check compare them."""
-    texts = {name: render(words) for name, words in WORDS.items()}
-    texts |= {name: render_benchmarks(name, words) for name, words in BENCHMARK_WORDS.items()}
-    for name, text in texts.items():
+    for name, part, text in _texts():
         page = ROOT / name
         old = page.read_text(encoding="utf-8")
-        before, after = old.split(BEGIN)[0], old.split(END)[1]
-        new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+        new = fill(old, part, text)
         if sys.argv[1:] != ["--check"]:
             page.write_text(new, encoding="utf-8")
         elif new != old:
             sys.exit(f"{name} does not show what benchmarks/results says; run `make docs`")
-    plotted = benchmark_page.plotted(_benchmark_rows())
+    plotted = benchmark_page.plotted(_rows("h200"))
     if sys.argv[1:] != ["--check"] and len(plotted) > 1:
         memory_plot.draw(plotted, ROOT / "docs" / benchmark_page.PLOT)
 
