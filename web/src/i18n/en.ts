@@ -181,7 +181,7 @@ export const en = {
   "machine.speed": "Speed",
   "machine.now": "tokens/s, last minute",
   "machine.measured": "measured",
-  "machine.predicted": "predicted",
+  "machine.predicted": "predicted, one text",
   "machine.best": "best of the last minute",
   "machine.noPrediction": "No prediction for this device.",
   "machine.notRun": "Nothing written in the last minute.",

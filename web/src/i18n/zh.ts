@@ -183,7 +183,7 @@ export const zh: Record<MessageKey, string> = {
   "machine.speed": "速度",
   "machine.now": "词元/秒，最近一分钟",
   "machine.measured": "实测",
-  "machine.predicted": "预测",
+  "machine.predicted": "预测（单篇）",
   "machine.best": "最近一分钟最快",
   "machine.noPrediction": "这个设备没有预测值。",
   "machine.notRun": "最近一分钟没有写字。",
