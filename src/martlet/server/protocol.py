@@ -11,6 +11,7 @@ from martlet.server.wire import ABORT_EXTENSION
 
 __all__ = ["BoundedProtocol", "bounded_protocol"]
 
+_BYTES_A_HEADER = 4  # colon, space and line end
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
@@ -64,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._stop_timer()
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(len(n) + len(v) + _BYTES_A_HEADER for n, v in self.headers)
         if size > self.max_header_bytes:
             self._refuse()
         else:
