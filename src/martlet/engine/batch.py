@@ -15,11 +15,12 @@ from martlet.engine.batch_text import BatchText, Deliver, Event, Failed, Started
 from martlet.engine.fair_queue import FairQueue
 from martlet.engine.generator import Generator
 from martlet.engine.prefill import Prefill
-from martlet.engine.request import Context, Request, constraint_error
+from martlet.engine.request import Request, constraint_error
 from martlet.engine.sampler import Sample
 from martlet.engine.sequence_memory import NEXT_STEP
+from martlet.engine.slot_room import SlotRoom
 from martlet.engine.writing import Writing
-from martlet.errors import CapacityError, ContextLengthError, MartletError
+from martlet.errors import CapacityError, MartletError
 from martlet.memory.capacity import report_out_of_memory
 
 __all__ = ["Batch", "BatchState", "Deliver", "Event", "Failed", "Started"]
@@ -86,6 +87,7 @@ class Batch:
     def __init__(self, generator: Generator, limits: BatchLimits) -> None:
         architecture, executor = generator.architecture, generator.executor
         self.limits = limits
+        self._room = SlotRoom(limits, architecture.max_positions)
         self._generator = generator
         like = torch.empty(0, dtype=executor.dtype, device=executor.device)
         with (
@@ -113,7 +115,7 @@ class Batch:
         Raises:
             ContextLengthError: prompt or encoder input is longer than a slot.
         """
-        self._require_room(request)
+        self._room.require(request)
         with self._lock:
             self._queue.push(client, _Waiting(request, deliver))
 
@@ -152,38 +154,6 @@ class Batch:
         with self._lock:
             return len(self._queue)
 
-    def _limit_tokens(self, request: Request) -> int:
-        """Tokens that the decoder can hold of this text."""
-        limits = [self.limits.slot_tokens, self._generator.architecture.max_positions]
-        if request.window is not None:
-            limits.append(request.window.limit_tokens)
-        return min(limit for limit in limits if limit is not None)
-
-    def _fits(self, context: Context, request: Request) -> bool:
-        num_encoder_tokens = len(context.encoder_ids or ())
-        return len(context.decoder_ids) <= self._limit_tokens(request) and num_encoder_tokens <= (
-            self.limits.encoder_tokens or 0
-        )
-
-    def _require_room(self, request: Request) -> None:
-        context = request.context
-        if self._fits(context, request):
-            return
-        num_tokens = len(context.decoder_ids)
-        limit_tokens = self._limit_tokens(request)
-        what, can_grow = "a text", limit_tokens == self.limits.slot_tokens
-        if num_tokens <= limit_tokens:
-            num_tokens = len(context.encoder_ids or ())
-            limit_tokens = self.limits.encoder_tokens or 0
-            what, can_grow = "the encoder", True
-        advice = "use a shorter text"
-        if can_grow:
-            advice += ", or load the model with a higher --context, as far as it was trained for it"
-        raise ContextLengthError(
-            f"the prompt has {num_tokens:,} tokens and there is room for {limit_tokens:,} in "
-            f"{what}; {advice}"
-        )
-
     def _end_cancelled(self) -> None:
         with self._lock:
             gone = self._queue.remove(lambda waiting: waiting.request.cancel.is_set())
@@ -214,7 +184,7 @@ class Batch:
     def _text(self, waiting: _Waiting, slot: int) -> BatchText:
         architecture, request = self._generator.architecture, waiting.request
         writing = Writing(request, self._generator.tokenizer, architecture.vocab_size)
-        return BatchText(slot, writing, waiting.deliver, self._limit_tokens(request))
+        return BatchText(slot, writing, waiting.deliver, self._room.limit_tokens(request))
 
     def _read_prompts(self) -> None:
         if not self._prefill.has_texts:
@@ -305,7 +275,7 @@ class Batch:
         if text.has_room:
             return True
         context = text.writing.restart()
-        if context is None or not self._fits(context, text.writing.request):
+        if context is None or not self._room.takes(context, text.writing.request):
             text.writing.reason = "length"
             self._finish(text)
             return False
