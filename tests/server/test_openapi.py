@@ -100,7 +100,7 @@ def test_schemathesis_finds_no_answer_that_breaks_the_description(server):
         operation = result.ok()
         num_operations += 1
 
-        @settings(max_examples=8, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=4, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy())
         def probe(case):
             response = case.call(base_url=server.address, timeout=120)
