@@ -173,6 +173,7 @@ def _run_all(
     loads: Sequence[Load],
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
+    batch.warm_up()
     results = []
     for each in loads:
         results.append(run_load(batch, generator.architecture, each))

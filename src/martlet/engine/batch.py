@@ -106,6 +106,15 @@ class Batch:
         self._texts: dict[int, BatchText] = {}  # by slot, in the order of their start
         self._totals = _Totals()
 
+    def warm_up(self) -> None:
+        """Compile and capture decode steps now, so that no text has to wait for that.
+
+        Raises:
+            CapacityError: there is no memory for what steps need.
+        """
+        assert not self._texts
+        self._steps.warm_up()
+
     def submit(self, request: Request, deliver: Deliver, client: str = "") -> None:
         """Write this text when there is a slot; clients take turns.
 

@@ -47,6 +47,14 @@ class BatchSteps(Protocol):
         """The slot rests; it may be filled anew."""
         ...
 
+    def warm_up(self) -> None:
+        """Make all steps ready before there is a text, so that none has to wait for that.
+
+        Raises:
+            CapacityError: there is no memory for what steps need.
+        """
+        ...
+
     def keep_busy(self) -> None:
         """The host has something else to do: where it need not be asked, steps may go on."""
         ...
@@ -113,6 +121,9 @@ class HostSteps:
     def remove(self, slot: int) -> None:
         """The slot rests."""
         del self._slots[slot]
+
+    def warm_up(self) -> None:
+        """Nothing has to be made ready."""
 
     def keep_busy(self) -> None:
         """Nothing: the host makes the steps."""
