@@ -41,6 +41,7 @@ def test_a_queue_that_is_full_says_when_to_come_back_within_what_clients_accept(
 
 def test_what_will_not_get_better_is_not_retried():
     assert describe(errors.UnavailableError("down")).headers == {"x-should-retry": "false"}
+    assert describe(errors.CapacityError("full")).headers == {"x-should-retry": "true"}
     assert describe(errors.MartletError("not finite")).headers == {"x-should-retry": "false"}
     assert describe(ValueError("x")).headers == {"x-should-retry": "false"}
     assert describe(errors.UsageError("wrong")).headers == {}

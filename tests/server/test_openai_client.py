@@ -1,5 +1,6 @@
 """OpenAI's own client against a real server with the bundled models."""
 
+import concurrent.futures
 import math
 
 import openai
@@ -258,3 +259,23 @@ def test_the_prefix_may_be_left_out(server):
     assert with_prefix["choices"] == without["choices"]
     streamed = events(server.post("/chat/completions", {**body, "stream": True}))
     assert streamed[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_client_that_gives_up_and_tries_again_has_one_request_at_a_time(server, client):
+    server.faults(step_seconds=0.2)
+    most = 0
+
+    def ask_three_times():
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=1.5, max_retries=2).completions.create(
+                model="cpm1-mini", prompt="清晨", max_tokens=400
+            )
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_three_times)
+        while not asking.done():
+            model = server.model("cpm1-mini")
+            most = max(most, model["num_running"] + model["num_waiting"])
+        asking.result()
+    assert most == 1
+    server.wait_until_idle("cpm1-mini")

@@ -43,13 +43,13 @@ def test_a_stream_of_events_has_the_bytes_that_clients_expect(server):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/completions", {"model": "cpm1-mini", "prompt": "😀𠮷清晨", "max_tokens": 24, "n": 3}),
+        ("/v1/completions", {"model": "cpm1-mini", "prompt": "😀𠮷清晨", "max_tokens": 24, "n": 2}),
         ("/v1/fill", {"model": "cpm2-mini", "text": "他说__，😀__𠮷。", "alternatives": 3}),
-        ("/v1/chat/completions", {**CHAT, "temperature": 2, "n": 4, "max_tokens": 24}),
+        ("/v1/chat/completions", {**CHAT, "temperature": 2, "n": 2, "max_tokens": 24}),
         ("/api/chat", {**CHAT, "options": {"temperature": 2, "num_predict": 24}}),
     ],
 )
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_every_line_is_whole_characters_also_for_improbable_texts(server, path, body, seed):
     options = {**body.get("options", {}), "seed": seed} if "options" in body else None
     seeded = {**body, "options": options} if options else {**body, "seed": seed}

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from martlet.errors import (
     CapacityError,
     ContextLengthError,
+    DeviceError,
     MartletError,
     ModelNotFoundError,
     OverloadedError,
@@ -151,8 +152,9 @@ def _retry_headers(error: MartletError) -> dict[str, str]:
         return {"retry-after": str(whole_seconds), "x-should-retry": "true"}
     if error.http_status < 500:
         return {}
-    is_worth_retrying = getattr(error, "is_worth_retrying", False)
-    return {"x-should-retry": "true" if is_worth_retrying else "false"}
+    # Memory and devices may be better off a moment later; wrong numbers will be as wrong again.
+    is_passing = isinstance(error, CapacityError | DeviceError)
+    return {"x-should-retry": "true" if is_passing else "false"}
 
 
 def without_folders(message: str) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "Seed",
     "Stop",
     "StreamOptions",
+    "User",
     "validate",
 ]
 
@@ -108,6 +109,7 @@ Stop = Annotated[
 
 Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
 MaxTokens = Annotated[int, Field(ge=1, le=_LARGEST_TOKENS)]
+User = Annotated[str, Field(max_length=512)]
 Flag = StrictBool | None
 
 

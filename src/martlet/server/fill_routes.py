@@ -15,7 +15,7 @@ from martlet.errors import UsageError
 from martlet.server.answers import Tally, Written, finite_logprob, new_id
 from martlet.server.exchange import Exchange
 from martlet.server.failures import ApiError
-from martlet.server.fields import Flag, SamplingFields
+from martlet.server.fields import Flag, SamplingFields, User
 from martlet.server.messages import Event, JobSpec
 from martlet.server.openai_words import chat_logprobs, job_spec, limited
 from martlet.server.service import Service
@@ -40,7 +40,7 @@ class FillRequest(SamplingFields):
     logprobs: Flag = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: Flag = None
-    user: str | None = None
+    user: User | None = None
 
     def parts(self) -> list[str]:
         """The pieces of the text around its blanks.

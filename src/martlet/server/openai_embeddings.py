@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from martlet.server.answers import ResultAnswer
 from martlet.server.exchange import Exchange
 from martlet.server.failures import ApiError
-from martlet.server.fields import Body
+from martlet.server.fields import Body, User
 from martlet.server.openai_words import job_spec
 from martlet.server.service import Service
 
@@ -41,7 +41,7 @@ class EmbeddingRequest(Body):
     model: str
     input: EmbeddingInput
     encoding_format: Literal["float", "base64"] | None = None
-    user: str | None = None
+    user: User | None = None
 
     @property
     def inputs(self) -> list[str | list[int]]:

@@ -12,7 +12,7 @@ from martlet import __version__
 from martlet.server.answers import finite_logprob
 from martlet.server.backend import ServedModel
 from martlet.server.failures import ApiError
-from martlet.server.fields import Flag, SamplingFields, StreamOptions
+from martlet.server.fields import Flag, SamplingFields, StreamOptions, User
 from martlet.server.messages import JobSpec, Task, TokenDetails
 from martlet.server.settings import ServerSettings
 
@@ -35,8 +35,8 @@ class GenerationFields(SamplingFields):
     n: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
     stream: Flag = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
+    user: User | None = None
+    safety_identifier: User | None = None
 
     @property
     def queue_user(self) -> str | None:
