@@ -37,9 +37,9 @@ def main() -> None:
                 failed += 1
                 print(f"FAILED {name} {budget}: {problem}", flush=True)
                 continue
-            _store(options.out, rows, options.commit)
+            store(options.out, rows, options.commit)
             for row in rows:
-                print(_line(row), flush=True)
+                print(line(row), flush=True)
             print(f"-- {time.perf_counter() - start:.0f} s", flush=True)
     if failed:
         sys.exit(f"{failed} settings failed")
@@ -125,7 +125,7 @@ def _run(arguments: list[str], options: argparse.Namespace) -> tuple[list[Row] |
     return rows, ""
 
 
-def _store(path: Path, new: list[Row], commit: str | None) -> None:
+def store(path: Path, new: list[Row], commit: str | None) -> None:
     """Put rows in the place of those that measured the same, or behind all others."""
     rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for row in new:
@@ -139,7 +139,8 @@ def _store(path: Path, new: list[Row], commit: str | None) -> None:
     partial.replace(path)
 
 
-def _line(row: Row) -> str:
+def line(row: Row) -> str:
+    """A row to look at."""
     budget = row["gpu_memory_budget_bytes"]
     peak = row["peak_gpu_process_bytes"]
     parts = [

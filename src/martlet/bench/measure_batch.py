@@ -31,7 +31,15 @@ from martlet.hub.catalogue import resolve
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
-__all__ = ["BatchRecord", "Load", "measure_model_batch", "measure_shape_batch", "run_load"]
+__all__ = [
+    "BatchRecord",
+    "Load",
+    "StreamedText",
+    "measure_model_batch",
+    "measure_shape_batch",
+    "run_load",
+    "summarise",
+]
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class BatchRecord:
 
 
 @dataclass(eq=False)
-class _Text:
+class StreamedText:
     """One text of one client, the first being number 0, and when its tokens came."""
 
     client: int
@@ -101,9 +109,11 @@ class _Text:
 
     @property
     def is_counted(self) -> bool:
+        """Whether it is not the first of its client."""
         return self.number > 0
 
     def deliver(self, event: Event) -> None:
+        """Take what a batch tells of it."""
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, TokenEvent):
@@ -185,20 +195,19 @@ def _run_all(
 def run_load(batch: Batch, architecture: Architecture, load: Load) -> dict[str, Any]:
     """Ask for all texts of a load, step the batch until they are there, and sum up."""
     clients = [_requests(architecture, load, number) for number in range(load.num_clients)]
-    latest: list[_Text | None] = [None] * load.num_clients
-    texts: list[_Text] = []
+    latest: list[StreamedText | None] = [None] * load.num_clients
+    texts: list[StreamedText] = []
     while len(texts) < load.num_texts or not all(text.is_done for text in texts):
         for number, requests in enumerate(clients):
             last = latest[number]
             request = next(requests, None) if last is None or last.is_done else None
             if request is not None:
-                text = _Text(number, last.number + 1 if last else 0, time.perf_counter())
+                text = StreamedText(number, last.number + 1 if last else 0, time.perf_counter())
                 latest[number] = text
                 texts.append(text)
                 batch.submit(request, text.deliver, client=str(number))
         batch.step()
-    counted = [text for text in texts if text.is_counted]
-    return _summary(load, sorted(counted, key=lambda text: (text.number, text.client)))
+    return summarise(load, texts)
 
 
 def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[Request]:
@@ -219,8 +228,13 @@ def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[R
         yield Request(context, params, nothing)
 
 
-def _summary(load: Load, texts: Sequence[_Text]) -> dict[str, Any]:
-    """What came while all clients were busy: until the first of them had its last text."""
+def summarise(load: Load, texts: Sequence[StreamedText]) -> dict[str, Any]:
+    """The part of a record that follows from the texts of all clients.
+
+    What counts came while all clients were busy: until the first of them had its last text.
+    """
+    counted = [text for text in texts if text.is_counted and text.token_seconds]
+    texts = sorted(counted, key=lambda text: (text.number, text.client))
     first = sorted(text.token_seconds[0] - text.asked_seconds for text in texts)
     start = max(text.asked_seconds for text in texts[: load.num_clients])
     end = min(text.token_seconds[-1] for text in texts[-load.num_clients :])
