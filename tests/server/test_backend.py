@@ -147,7 +147,9 @@ def test_a_job_that_is_left_is_gone_within_a_step(slow, when):
     run, model = slow
 
     async def check():
+        await collect(model, writing(max_tokens=1))
         await idle(model)
+        before = model.status["output_tokens_total"]
         blocker = model.submit(writing(max_tokens=500), "a") if when == "queued" else None
         if blocker is not None:
             await started(blocker)
@@ -157,18 +159,21 @@ def test_a_job_that_is_left_is_gone_within_a_step(slow, when):
                 await started(submitted)
             if when == "decoding":
                 await anext(submitted)
-        left = time.monotonic()
         if blocker is not None:
             assert (model.num_running, model.num_waiting) == (1, 0)
             await blocker.cancel()
         assert is_empty(model)
-        steps = model.status["num_steps_total"]
-        await until(lambda: model.status["num_running"] + model.status["num_waiting"] == 0)
-        # The process slept in its last step, made at most one more, and said that it rests.
-        assert time.monotonic() - left < 2
-        assert model.status["num_steps_total"] <= steps + 2 / STEP_SECONDS
+        seen = model.status
+        await until(
+            lambda: (
+                model.status is not seen
+                and model.status["num_running"] + model.status["num_waiting"] == 0
+            )
+        )
         assert model.status["cache_tokens"] == 0
+        # What was asked for would have been 500 tokens, one a step.
         written = model.status["output_tokens_total"]
+        assert written - before < 100
         await asyncio.sleep(5 * STEP_SECONDS)
         assert model.status["output_tokens_total"] == written
 

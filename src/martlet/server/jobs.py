@@ -15,7 +15,7 @@ from martlet.api.prepared import Prepared, PromptKind
 from martlet.engine.batch import Batch
 from martlet.engine.batch_text import Deliver, Failed, Started
 from martlet.engine.request import Finished, TokenEvent
-from martlet.errors import MartletError, UnavailableError
+from martlet.errors import MartletError, UnavailableError, UsageError
 from martlet.server.choice import Choice
 from martlet.server.messages import JobSpec, SubmitMessage, error_details
 
@@ -23,6 +23,7 @@ __all__ = ["Jobs"]
 
 _LARGEST_SEED = (1 << 63) - 1
 _NEW_SEEDS = 1 << 31
+_MOST_NUMBERS = 1 << 19
 # What is asked of a model goes by one of these names in a task.
 _PAYLOADS = {"chat": "messages", "complete": "prompt", "write": "prompt", "fill": "pieces"}
 
@@ -61,6 +62,15 @@ class _Embedding:
                 break
             end += 1
         return self.token_ids[start:end]
+
+    def require_short(self) -> None:
+        """Refuse what would be a message so long that the server could do nothing else with it."""
+        size = len(self.vectors[0])
+        if size * len(self.token_ids) > _MOST_NUMBERS:
+            raise UsageError(
+                f"there are {len(self.token_ids):,} texts to embed, with {size:,} numbers each; "
+                f"give at most {_MOST_NUMBERS // size:,} at a time"
+            )
 
 
 class Jobs:
@@ -206,6 +216,7 @@ class Jobs:
     def _embed_some(self, embedding: _Embedding) -> None:
         part = embedding.next_part(self._model.batch_limits.chunk_tokens)
         embedding.vectors += self._model.embed(part).vectors
+        embedding.require_short()
         if embedding.is_done:
             num_tokens = sum(map(len, embedding.token_ids))
             self._send_result(embedding.job, embedding.vectors, num_tokens)

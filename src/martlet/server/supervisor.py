@@ -30,6 +30,8 @@ _FIRST_DELAY_SECONDS = 0.5
 # A line is one message; the longest are embeddings of a whole request.
 _LONGEST_LINE_BYTES = 64 << 20
 _STDERR_CHUNK_BYTES = 1 << 16
+# How long messages that have piled up may keep the event loop.
+_LONGEST_TURN_SECONDS = 0.01
 _LONGEST_LOG_LINE = 2000
 _LONGEST_REASON = 300
 # A process that has closed its end is expected to be gone after this.
@@ -213,7 +215,13 @@ class Supervisor:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Pass on messages until the other end is closed."""
+        loop = asyncio.get_running_loop()
+        turn_end = loop.time() + _LONGEST_TURN_SECONDS
         while True:
+            # Lines that are there already are read without a pause; others want the loop, too.
+            if loop.time() > turn_end:
+                await asyncio.sleep(0)
+                turn_end = loop.time() + _LONGEST_TURN_SECONDS
             try:
                 line = await reader.readline()
             except (ValueError, OSError):  # longer than any message, or torn down by a signal
