@@ -59,7 +59,7 @@ const wait = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(
 
 async function open(response: ServerResponse): Promise<(value: unknown) => boolean> {
   response.setHeader("Content-Type", "text/event-stream; charset=utf-8");
-  response.write(": ping position=2\n\n");
+  response.write(": ping queue=2\n\n");
   await wait(400);
   return (value) => response.write(`data: ${typeof value === "string" ? value : JSON.stringify(value)}\n\n`);
 }

@@ -68,6 +68,7 @@ describe("a heartbeat", () => {
     ["ping position=3", 3],
     ["position 12", 12],
     ["position: 0", 0],
+    ["ping queue=2", 2],
     ["opposition 4", null],
   ])("%j tells %j", (comment, position) => {
     expect(queuePosition(comment)).toBe(position);

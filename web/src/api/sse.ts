@@ -52,6 +52,6 @@ export class SseParser {
 
 /** The place in the queue that a heartbeat comment tells, or null. */
 export function queuePosition(comment: string): number | null {
-  const found = /\bposition\D{0,3}(\d{1,9})/i.exec(comment);
+  const found = /\b(?:position|queue)\D{0,3}(\d{1,9})/i.exec(comment);
   return found ? Number(found[1]) : null;
 }
