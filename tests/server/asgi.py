@@ -1,6 +1,7 @@
 """Asks an ASGI application without a network; for what is decided before a model is asked."""
 
 import asyncio
+import functools
 import json
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ def settings_with(**changes):
     return ServerSettings(models, **changes)
 
 
+@functools.cache
 def idle_app(**changes):
     """The application over models whose processes were never started: they are loading."""
     settings = settings_with(**changes)
