@@ -1,6 +1,7 @@
 """Queue, cancellation, crashes and the end, with the real process and injected faults."""
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -403,6 +404,16 @@ def test_stopping_while_a_model_loads_leaves_no_process():
     asyncio.run(asyncio.wait_for(check(), 60))
 
 
+@pytest.fixture
+def few_objects():
+    """No garbage collection looks at what tests have imported, which a server never does."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("few_objects")
 def test_the_event_loop_is_never_blocked_while_models_load_and_decode():
     async def check():
         from martlet.server.backend import Backend
