@@ -37,6 +37,7 @@ _LONGEST_KEY_FILE_BYTES = 4096
 @click.option(
     "--host",
     type=TEXT,
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="Address to listen on; one that other machines can reach needs an API key.",
@@ -44,6 +45,7 @@ _LONGEST_KEY_FILE_BYTES = 4096
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
+    metavar="PORT",
     default=8000,
     show_default=True,
     help="Port to listen on; 0 takes a free one.",

@@ -83,6 +83,7 @@ class VerbGroup(click.Group):
 
 @click.group(
     cls=VerbGroup,
+    subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`martlet VERB --help` tells more. Exit codes: 0 ok, 2 usage, 3 model not found, "
     "4 not enough memory, 5 download or disk, 6 bad model file, 130 Ctrl-C.",
