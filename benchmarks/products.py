@@ -41,8 +41,15 @@ def main() -> None:
     """Measure every kind of product."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--several-from",
+        type=int,
+        default=few_rows.SEVERAL_FROM_ROWS,
+        help="rows from which the kernel for several rows is used; 17 is never",
+    )
     parser.add_argument("--commit", help="recorded where the sources are in no git checkout")
     options = parser.parse_args()
+    few_rows.SEVERAL_FROM_ROWS = options.several_from
     device = torch.device("cuda")
     ceiling = measure_gpu_copy_bandwidth(device, 2 << 30)
     layers = [_layer() for _ in range(LAYERS)]

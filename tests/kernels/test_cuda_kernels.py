@@ -5,6 +5,7 @@ import torch
 
 from martlet.kernels import ops, reference
 from martlet.kernels.cache_view import CacheView
+from martlet.kernels.cuda import few_rows, several_rows
 from martlet.kernels.norm import Norm
 from martlet.kernels.step_state import StepState
 from martlet.quantization.scheme import QuantizedTensor, tiled
@@ -19,15 +20,28 @@ INT8_ACTIVATION_ERROR = 2e-2
 DTYPES = list(PRODUCT_ERROR)
 
 
-@pytest.fixture(params=["matrix units", "dp4a"])
+@pytest.fixture(params=["matrix units", "matrix units, several rows", "dp4a"])
 def product_error(request, monkeypatch):
-    """The allowed error by dtype; run once for each of the two kinds of products."""
-    from martlet.kernels.cuda import few_rows
-
-    if request.param == "matrix units":
+    """The allowed error by dtype; run once for each of the three kinds of products."""
+    is_several = request.param.endswith("several rows")
+    monkeypatch.setattr(few_rows, "SEVERAL_FROM_ROWS", 1 if is_several else few_rows.MAX_ROWS + 1)
+    if request.param != "dp4a":
         return PRODUCT_ERROR
     monkeypatch.setattr(few_rows, "matrix_units_off", True)
     return dict.fromkeys(DTYPES, INT8_ACTIVATION_ERROR)
+
+
+@pytest.fixture(params=["staged", "streamed"])
+def several_rows_only(request, monkeypatch):
+    """All products by the kernel for several rows, with inputs that stay or that are streamed."""
+    if not several_rows.can_run(torch.cuda.get_device_capability()):
+        pytest.skip("the kernel for several rows needs capability 8.0")
+    monkeypatch.setattr(few_rows, "SEVERAL_FROM_ROWS", 1)
+    is_streamed = request.param == "streamed"
+    monkeypatch.setattr(several_rows, "_forms", lambda *_: (is_streamed,))
+    several_rows._shape.cache_clear()
+    yield
+    several_rows._shape.cache_clear()
 
 
 def _weight(out_features, in_features):
@@ -47,7 +61,8 @@ def _exact(x, weight):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 16])
 @pytest.mark.parametrize(
-    ("out_features", "in_features"), [(16, 32), (40, 96), (33, 64), (512, 4096), (4096, 10240)]
+    ("out_features", "in_features"),
+    [(16, 32), (40, 96), (33, 64), (512, 4096), (4096, 10240), (2145, 1096)],
 )
 def test_products_of_few_rows(product_error, rows, out_features, in_features):
     for dtype in DTYPES:
@@ -102,6 +117,57 @@ def test_the_gated_product(product_error, rows):
     out = ops.gated_linear(x, tiled(gate), tiled(up), "gelu_new")
     expected = reference.gelu_tanh(_exact(x, gate)) * _exact(x, up)
     assert _error(out, expected) < 3 * product_error[dtype]
+
+
+@pytest.mark.usefixtures("several_rows_only")
+@pytest.mark.parametrize("in_features", [24, 1096, 2048])
+@pytest.mark.parametrize("rows", range(1, 17))
+def test_several_rows_with_all_that_joins_a_product(rows, in_features):
+    # Odd numbers of tiles, and more of them than multiprocessors: blocks take several turns.
+    weights = [_weight(size, in_features) for size in (2500, 33, 70)]
+    gate, up = _weight(2145, in_features), _weight(2145, in_features)
+    for dtype in DTYPES:
+        x = (3 * torch.randn(rows, in_features, device=CUDA) + 1).to(dtype)
+        scale, shift = (torch.randn(in_features, device=CUDA).to(dtype) for _ in range(2))
+        parameters = Norm(scale, shift, 1e-5)
+        normal = torch.nn.functional.layer_norm(
+            x.double(), (in_features,), scale.double(), shift.double(), 1e-5
+        )
+        bias, residual = (torch.randn(s, device=CUDA).to(dtype) for s in ((2500,), (rows, 2500)))
+        out = ops.linear(x, tiled(weights[0]), bias, activation="gelu", residual=residual)
+        expected = reference.ACTIVATIONS["gelu"](_exact(x, weights[0]) + bias.double())
+        assert _error(out, expected + residual.double()) < PRODUCT_ERROR[dtype]
+        assert _error(ops.logits(x, tiled(weights[0])), _exact(x, weights[0])) < 6e-4
+        outs = ops.linears(x, [tiled(w) for w in weights], [bias, None, None], norm=parameters)
+        for number, (out, weight) in enumerate(zip(outs, weights, strict=True)):
+            expected = _exact(normal, weight) + (0 if number else bias.double())
+            assert _error(out, expected) < 2 * PRODUCT_ERROR[dtype]
+        out = ops.gated_linear(x, tiled(gate), tiled(up), "silu", norm=parameters)
+        expected = reference.ACTIVATIONS["silu"](_exact(normal, gate)) * _exact(normal, up)
+        assert _error(out, expected) < 3 * PRODUCT_ERROR[dtype]
+
+
+@pytest.mark.usefixtures("several_rows_only")
+@pytest.mark.parametrize("in_features", [96, 4096, 10240])
+def test_a_captured_chain_of_several_rows_computes_the_same_each_time(in_features):
+    wide, narrow = tiled(_weight(in_features, 4096)), tiled(_weight(4096, in_features))
+    norm = Norm(torch.rand(4096, device=CUDA).half(), None, 1e-6)
+    start = torch.randn(16, 4096, device=CUDA).half()
+
+    def chain():
+        hidden = start
+        for _ in range(4):
+            inner = ops.gated_linear(hidden, wide, wide, "gelu_new", norm=norm)
+            hidden = ops.linear(inner, narrow, residual=hidden)
+        return hidden
+
+    expected = chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain()
+    for _ in range(20):
+        graph.replay()
+        assert torch.equal(out, expected)
 
 
 def test_logits_are_float32(product_error):

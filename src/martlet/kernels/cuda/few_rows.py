@@ -1,11 +1,11 @@
 """Products of a few rows with tiled int8 weights on a GPU: what a decode step consists of.
 
-``linear.cu`` says how. Here is what it is launched with.
+``linear.cu`` says how. Here is what it is launched with. More rows than a very few are the business
+of ``several_rows``, on cards that it knows.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from martlet.kernels.cuda import several_rows
 from martlet.kernels.cuda.driver import DeviceLimits, Kernel, device_limits, load_kernels
+from martlet.kernels.cuda.linear_arguments import (
+    ACTIVATION_NUMBERS,
+    ACTIVATION_TYPES,
+    MAX_SEGMENTS,
+    Arguments,
+    Epilogue,
+    arguments_of,
+)
 from martlet.kernels.norm import Norm
-from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
+from martlet.quantization.packing import TILE_COLUMNS
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = [
     "ACTIVATION_NUMBERS",
     "ACTIVATION_TYPES",
     "MAX_ROWS",
+    "SEVERAL_FROM_ROWS",
     "Epilogue",
     "LinearVariant",
     "gated_linear",
@@ -32,57 +42,11 @@ __all__ = [
 MAX_ROWS = 16
 """More rows than this are the business of ``many_rows``."""
 
-ACTIVATION_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-# By number as in linear_inputs.cuh and activations.cuh.
-ACTIVATION_NUMBERS = {
-    None: 0,
-    "gelu_new": 1,
-    "gelu_pytorch_tanh": 1,
-    "gelu": 2,
-    "relu": 3,
-    "silu": 4,
-}
-_MAX_SEGMENTS = 3
+SEVERAL_FROM_ROWS = 2
+"""From so many rows on, ``several_rows`` is faster; beyond MAX_ROWS it is never used."""
+
+_PLAIN = Epilogue()
 _STATIC_SHARED_BYTES = 1024  # what the driver keeps of a block's shared memory
-
-
-class _Segment(ctypes.Structure):
-    _fields_ = (
-        ("tiles", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("num_tiles", ctypes.c_int),
-        ("num_rows", ctypes.c_int),
-    )
-
-
-class _Arguments(ctypes.Structure):
-    _fields_ = (
-        ("segment", _Segment * _MAX_SEGMENTS),
-        ("x", ctypes.c_void_p),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("residual", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("num_segments", ctypes.c_int),
-        ("rows", ctypes.c_int),
-        ("in_features", ctypes.c_int),
-        ("num_chunks", ctypes.c_int),
-        ("out_features", ctypes.c_int),
-        ("norm", ctypes.c_int),
-        ("activation", ctypes.c_int),
-        ("is_y_float", ctypes.c_int),
-        ("eps", ctypes.c_float),
-    )
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to a product before it is written; ``dtype`` None is the input's own."""
-
-    activation: str | None = None
-    residual: Tensor | None = None
-    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +108,7 @@ def linear(
     weights: Sequence[TiledTensor],
     biases: Sequence[Tensor | None],
     norm: Norm | None = None,
-    epilogue: Epilogue = Epilogue(),
+    epilogue: Epilogue = _PLAIN,
 ) -> Tensor:
     """``act(norm(x) @ W.T + bias) + residual`` for up to three weights side by side.
 
@@ -152,7 +116,7 @@ def linear(
         x: (rows, in_features), contiguous, at most MAX_ROWS rows, in_features a multiple of 8
         return: (rows, sum of out_features)
     """
-    assert 1 <= len(weights) <= _MAX_SEGMENTS
+    assert 1 <= len(weights) <= MAX_SEGMENTS
     assert len(weights) == len(biases)
     return _launch(x, list(zip(weights, biases, strict=True)), norm, epilogue, is_gated=False)
 
@@ -183,11 +147,22 @@ def _launch(
     assert in_features % 8 == 0
     out_features = segments[0][0].shape[0] if is_gated else sum(w.shape[0] for w, _ in segments)
     y = torch.empty((rows, out_features), dtype=epilogue.dtype or x.dtype, device=x.device)
+    arguments = arguments_of(x, segments, norm, epilogue, y)
     limits = device_limits(x.device)
     has_matrix_units = uses_matrix_units(limits.capability, matrix_units_off)
-    num_chunks = -(-in_features // TILE_COLUMNS)
-    shape = _shape(num_chunks, rows, is_gated, has_matrix_units, limits)
-    arguments = _arguments(x, segments, norm, epilogue, y)
+    is_several = rows >= SEVERAL_FROM_ROWS and several_rows.can_run(limits.capability)
+    if is_several and has_matrix_units:
+        several_rows.launch(x, arguments, is_gated)
+    else:
+        _launch_whole(x, arguments, is_gated, has_matrix_units)
+    return y
+
+
+def _launch_whole(x: Tensor, arguments: Arguments, is_gated: bool, has_matrix_units: bool) -> None:
+    """One kernel from the inputs as they are to the outputs."""
+    rows, in_features = x.shape
+    limits = device_limits(x.device)
+    shape = _shape(arguments.num_chunks, rows, is_gated, has_matrix_units, limits)
     tiles = (
         arguments.segment[0].num_tiles if is_gated else sum(s.num_tiles for s in arguments.segment)
     )
@@ -196,59 +171,20 @@ def _launch(
         x.dtype, is_gated, has_matrix_units, arguments.norm, arguments.activation, shape
     )
     kernel = _kernel(x.device, variant)
-    row_bytes, y_bytes = in_features * x.element_size(), out_features * y.element_size()
+    row_bytes = in_features * x.element_size()
+    residual_bytes = arguments.out_features * x.element_size()
+    y_bytes = arguments.out_features * (4 if arguments.is_y_float else x.element_size())
     # Shared memory bounds the rows of one launch; the weights are then read once for each.
     for first in range(0, rows, shape.rows):
-        part = _Arguments.from_buffer_copy(arguments)
+        part = Arguments.from_buffer_copy(arguments)
         part.rows = min(shape.rows, rows - first)
         part.x += first * row_bytes
         part.y += first * y_bytes
         if part.residual:
-            part.residual += first * out_features * x.element_size()
+            part.residual += first * residual_bytes
         kernel(
             (grid, 1, 1), shape.warps * 32, part, shared_bytes=shape.shared_bytes, dependent=True
         )
-    return y
-
-
-def _arguments(
-    x: Tensor,
-    segments: Sequence[tuple[TiledTensor, Tensor | None]],
-    norm: Norm | None,
-    epilogue: Epilogue,
-    y: Tensor,
-) -> _Arguments:
-    rows, in_features = x.shape
-    arguments = _Arguments(
-        x=x.data_ptr(),
-        y=y.data_ptr(),
-        num_segments=len(segments),
-        rows=rows,
-        in_features=in_features,
-        num_chunks=-(-in_features // TILE_COLUMNS),
-        out_features=y.shape[1],
-        activation=ACTIVATION_NUMBERS[epilogue.activation],
-        is_y_float=int(y.dtype == torch.float32),
-    )
-    for place, (weight, bias) in zip(arguments.segment, segments, strict=False):
-        assert weight.shape[1] == in_features
-        place.tiles, place.scale = weight.data.data_ptr(), weight.scale.data_ptr()
-        place.num_rows, place.num_tiles = weight.shape[0], weight.scale.shape[0] // TILE_ROWS
-        if bias is not None:
-            assert bias.dtype == x.dtype
-            place.bias = bias.data_ptr()
-    if norm is not None:
-        assert norm.weight.dtype == x.dtype
-        arguments.norm, arguments.eps = 1, norm.eps
-        arguments.norm_weight = norm.weight.data_ptr()
-        if norm.bias is not None:
-            arguments.norm, arguments.norm_bias = 2, norm.bias.data_ptr()
-    if epilogue.residual is not None:
-        assert epilogue.residual.shape == y.shape
-        assert epilogue.residual.dtype == x.dtype
-        assert epilogue.residual.is_contiguous()
-        arguments.residual = epilogue.residual.data_ptr()
-    return arguments
 
 
 @functools.lru_cache(maxsize=512)

@@ -10,40 +10,12 @@
 // MATRIX_UNITS 1: float16 products with float32 sums (mma), exact integers times the activation
 // rounded to float16 under a power-of-two scale a row. MATRIX_UNITS 0: dp4a, the activation rounded
 // to int8 with one scale for every 32 inputs.
-#include "linear_inputs.cuh"
+#include "linear_walk.cuh"
 #if MATRIX_UNITS
 #include "linear_matrix_units.cuh"
 #else
 #include "linear_dp4a.cuh"
 #endif
-
-// Which tile a block is at. The tiles of all segments lie behind each other in the output.
-struct Walk {
-    int tile;  // inside the segment
-    int segment;
-    __device__ __forceinline__ Walk(const Arguments& a) : tile(blockIdx.x), segment(0) { settle(a); }
-    __device__ __forceinline__ void settle(const Arguments& a) {
-        if (GATED) {
-            if (tile >= a.segment[0].num_tiles) segment = a.num_segments;
-            return;
-        }
-        while (segment < a.num_segments && tile >= a.segment[segment].num_tiles)
-            tile -= a.segment[segment++].num_tiles;
-    }
-    __device__ __forceinline__ void next(const Arguments& a) {
-        tile += gridDim.x;
-        settle(a);
-    }
-    __device__ __forceinline__ bool done(const Arguments& a) const {
-        return segment >= a.num_segments;
-    }
-    // This thread's 16 bytes of the warp's first chunk.
-    __device__ __forceinline__ const u8* weights(const Arguments& a, int matrix) const {
-        const u8* tiles = a.segment[GATED ? matrix : segment].tiles;
-        return tiles + ((size_t)tile * a.num_chunks + (threadIdx.x >> 5)) * 512 +
-               (threadIdx.x & 31) * 16;
-    }
-};
 
 #if __CUDA_ARCH__ >= 800
 // The loads of one thread, STAGES ahead of their use, across the ends of tiles. BATCH of them are
@@ -140,56 +112,21 @@ __device__ __forceinline__ float total(const float* partial, int rows, int index
     return sum;
 }
 
-// What the end of a tile reads beside the sums, brought near while the tile is computed.
-__device__ __forceinline__ void touch_tile(const Arguments& a, const Walk& walk) {
-    const Segment& segment = a.segment[GATED ? 0 : walk.segment];
-    const int first = walk.tile * 16, lane = threadIdx.x & 31;
-    if (lane == 0) touch(segment.scale + first);
-    if (GATED && lane == 1) touch(a.segment[1].scale + first);
-    if (lane == 2 && segment.bias) touch(segment.bias + first);
-    if (lane >= 16 && lane - 16 < rows_of(a) && a.residual) {
-        int before = 0;
-        for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
-        touch(a.residual + (size_t)(lane - 16) * a.out_features + before + first);
-    }
-}
-
-__device__ __forceinline__ void touch_norm(const Arguments& a) {
-    if (norm_of(a) == NO_NORM) return;
-    constexpr int line = 128 / sizeof(act_t);
-    for (int at = threadIdx.x * line; at < a.in_features; at += THREADS * line) {
-        touch(a.norm_weight + at);
-        if (norm_of(a) == LAYER_NORM) touch(a.norm_bias + at);
-    }
-}
-
 __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
                                            const float* partial, const float* row_scale,
                                            const float* row_offset) {
-    const Segment& segment = a.segment[GATED ? 0 : walk.segment];
-    int before = 0;
-    for (int s = 0; s < walk.segment; s++) before += a.segment[s].num_rows;
+    const int num_rows = a.segment[GATED ? 0 : walk.segment].num_rows;
     for (int index = threadIdx.x & 31; index < 16 * rows_of(a); index += 32) {
-        const int row = index % rows_of(a), feature = walk.tile * 16 + index / rows_of(a);
-        if (feature >= segment.num_rows) continue;
-        const size_t at = (size_t)row * a.out_features + before + feature;
-        // All that comes from memory is asked for before the first of it is used.
-        const float scale = segment.scale[feature];
-        const float other_scale = GATED ? a.segment[1].scale[feature] : 0.0f;
-        const act_t bias = segment.bias ? segment.bias[feature] : from_float(0.0f);
-        const act_t residual = a.residual ? a.residual[at] : from_float(0.0f);
+        const int row = index % rows_of(a), feature = walk.feature(0) + index / rows_of(a);
+        if (feature >= num_rows) continue;
+        const Finish finish(a, walk, feature, row);
         const float offset = row_offset[row];
-        float value = (total(partial, rows_of(a), index) - offset) * row_scale[row];
+        const float value = (total(partial, rows_of(a), index) - offset) * row_scale[row];
         float other = 0.0f;
         if (GATED)
-            other = (total(partial + WARPS * 16 * rows_of(a), rows_of(a), index) - offset) * row_scale[row];
-        value = activate(value * scale + to_float(bias), activation_of(a));
-        if (GATED) value *= other * other_scale;
-        value += to_float(residual);
-        if (a.is_y_float)
-            ((float*)a.y)[at] = value;
-        else
-            ((act_t*)a.y)[at] = from_float(value);
+            other = (total(partial + WARPS * 16 * rows_of(a), rows_of(a), index) - offset) *
+                    row_scale[row];
+        finish.write(a, value, other);
     }
 }
 

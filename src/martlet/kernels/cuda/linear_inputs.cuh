@@ -31,7 +31,6 @@
 #define AHEAD 4
 
 #define THREADS (WARPS * 32)
-#define MATRICES (GATED + 1)
 #define COLUMN_TILES (MAX_ROWS / 8)
 
 enum Normalisation { NO_NORM = 0, RMS_NORM = 1, LAYER_NORM = 2 };
@@ -186,4 +185,26 @@ __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row,
         v[i] = (v[i] - mean) * rstd * weight[i];
         if (norm_of(a) == LAYER_NORM) v[i] += bias[i];
     }
+}
+
+// float16 has fewer exponents than other activations: the power of two that brings the largest input
+// of a row to 2^13 .. 2^14, and its inverse. float16 itself stays as it is.
+__device__ __forceinline__ float scale_row(const Arguments& a, const act_t* row, Team& team,
+                                           float mean, float rstd, float& inverse) {
+    inverse = 1.0f;
+#if ACTIVATION_TYPE != 0
+    float largest = 0.0f, v[8];
+    for (int at = team.rank() * 8; at < a.in_features; at += team.size() * 8) {
+        load_input(a, row, at, mean, rstd, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+    }
+    largest = team.max(largest);
+    int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
+    exponent = min(max(exponent, -100), 110);
+    inverse = __uint_as_float((u32)(127 - 13 + exponent) << 23);
+    return __uint_as_float((u32)(127 + 13 - exponent) << 23);
+#else
+    return 1.0f;
+#endif
 }

@@ -49,23 +49,9 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
         const act_t* row = a.x + (size_t)r * a.in_features;
         float mean, rstd, v[8];
         statistics(a, row, team, mean, rstd);
-        float factor = 1.0f;
-#if ACTIVATION_TYPE != 0
-        // float16 has fewer exponents: a power of two brings the largest input to 2^13 .. 2^14.
-        float largest = 0.0f;
-        for (int at = team.rank() * 8; at < a.in_features; at += team.size() * 8) {
-            load_input(a, row, at, mean, rstd, v);
-#pragma unroll
-            for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
-        }
-        largest = team.max(largest);
-        int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
-        exponent = min(max(exponent, -100), 110);
-        factor = __uint_as_float((u32)(127 + 13 - exponent) << 23);
-        if (team.rank() == 0) row_scale[r] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
-#else
-        if (team.rank() == 0) row_scale[r] = 1.0f;
-#endif
+        float inverse;
+        const float factor = scale_row(a, row, team, mean, rstd, inverse);
+        if (team.rank() == 0) row_scale[r] = inverse;
         float sum = 0.0f;
 #pragma unroll 2
         for (int at = team.rank() * 8; at < chunks * 32; at += team.size() * 8) {

@@ -59,8 +59,22 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         for number in _TYPES
         for gated in (0, 1)
     ],
+    "linear_several": [
+        {
+            "ACTIVATION_TYPE": number,
+            "GATED": gated,
+            "STREAMED": streamed,
+            "WARPS": 8 if streamed else 16,
+            "STAGES": 6 - 2 * gated,
+            "MAX_ROWS": 8 if (number + gated + streamed) % 2 else 16,
+            "RAGGED": number % 2,
+            "ACTIVATION": gated,
+        }
+        for number, gated, streamed in ((0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (2, 1, 1))
+    ],
     "norm": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "pack_rows": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+    "round_rows": [{"ACTIVATION_TYPE": number, "NORM": number} for number in _TYPES],
     "sample": [{}],
     "step": [{"ACTIVATION_TYPE": number} for number in _TYPES],
 }
