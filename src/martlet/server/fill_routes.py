@@ -27,6 +27,8 @@ __all__ = ["MAX_BLANKS", "FillAnswer", "FillRequest", "create_fill", "fill_job"]
 MAX_BLANKS = 32
 """Blanks of one text."""
 
+_USUAL_TOKENS_PER_BLANK = 32  # what the engine gives each where nothing else is said
+
 
 class FillRequest(SamplingFields):
     """A text with blanks, or the pieces around them."""
@@ -88,9 +90,11 @@ def fill_job(body: FillRequest, settings: ServerSettings) -> JobSpec:
         raise ApiError(
             400, "invalid_value", "top_logprobs needs logprobs to be true", "top_logprobs"
         )
+    parts = body.parts()
+    usual = _USUAL_TOKENS_PER_BLANK * (len(parts) - 1)
     return job_spec(
-        {"kind": "fill", "pieces": body.parts()},
-        limited(body.sampling(), settings),
+        {"kind": "fill", "pieces": parts},
+        limited(body.sampling(), settings, usual),
         1 + (body.alternatives or 0),
         (body.top_logprobs or 0) if body.logprobs else None,
     )

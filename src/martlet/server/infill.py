@@ -14,7 +14,7 @@ from martlet.server.answers import Tally
 from martlet.server.exchange import Exchange
 from martlet.server.fields import Body, Flag, Stop
 from martlet.server.messages import Event
-from martlet.server.openai_words import job_spec, limited
+from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited
 from martlet.server.service import Service
 from martlet.server.wire import SSE
 
@@ -22,7 +22,6 @@ __all__ = ["InfillAnswer", "InfillRequest", "create_infill"]
 
 _LARGEST_TOKENS = (1 << 31) - 1
 _LARGEST_SEED = (1 << 63) - 1
-_USUAL_TOKENS = 128
 _OUR_NAMES = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
 
@@ -128,7 +127,7 @@ async def create_infill(service: Service, request: Request) -> ASGIApp:
     answer = InfillAnswer(model.name)
     if body.n_predict == 0:  # editors warm a cache with it; there is nothing to write
         return JSONResponse(answer.whole())
-    task_params = limited(body.params(), service.settings, _USUAL_TOKENS)
+    task_params = limited(body.params(), service.settings, USUAL_TOKENS, is_fixed=True)
     pieces = [body.input_prefix + (body.prompt or ""), body.input_suffix]
     spec = job_spec({"kind": "fill", "pieces": pieces}, task_params)
     framing = SSE if body.stream else None

@@ -25,7 +25,7 @@ from martlet.server.ollama_fields import (
     OllamaShowRequest,
 )
 from martlet.server.openai_embeddings import embed
-from martlet.server.openai_words import job_spec, limited
+from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited
 from martlet.server.service import Service
 from martlet.server.wire import NDJSON
 
@@ -136,7 +136,8 @@ def _exchange(
     task: Task,
     answer: OllamaAnswer,
 ) -> Exchange:
-    spec = job_spec(task, limited(body.params(), service.settings), format=body.job_format())
+    params = limited(body.params(), service.settings, USUAL_TOKENS)
+    spec = job_spec(task, params, format=body.job_format())
     framing = NDJSON if body.is_streamed else None
     return Exchange(service, model, [spec], service.client(request), answer, framing)
 

@@ -16,6 +16,7 @@ from martlet.server.failures import ApiError
 from martlet.server.fields import Body, Flag, MaxTokens
 from martlet.server.messages import Event, JobSpec
 from martlet.server.openai_words import (
+    USUAL_TOKENS,
     GenerationFields,
     chat_logprobs,
     fingerprint,
@@ -145,7 +146,7 @@ def chat_job(body: ChatRequest, settings: ServerSettings) -> JobSpec:
                 for m in body.messages
             ],
         },
-        limited(params, settings),
+        limited(params, settings, USUAL_TOKENS),
         body.n or 1,
         (body.top_logprobs or 0) if body.logprobs else None,
         body.response_format.to_job() if body.response_format else None,

@@ -93,7 +93,7 @@ def completion_jobs(body: CompletionRequest, settings: ServerSettings) -> list[J
     top_logprobs = body.logprobs
     if top_logprobs is None and body.num_written > (body.n or 1):
         top_logprobs = 0  # the best is known by its log-probabilities
-    params = limited(body.sampling(), settings, _USUAL_TOKENS)
+    params = limited(body.sampling(), settings, _USUAL_TOKENS, is_fixed=True)
     jobs = []
     for prompt in body.prompts:
         if body.suffix is not None and isinstance(prompt, str):

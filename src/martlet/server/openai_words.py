@@ -16,7 +16,18 @@ from martlet.server.fields import Flag, SamplingFields, StreamOptions, User
 from martlet.server.messages import JobSpec, Task, TokenDetails
 from martlet.server.settings import ServerSettings
 
-__all__ = ["GenerationFields", "chat_logprobs", "fingerprint", "job_spec", "limited", "token_words"]
+__all__ = [
+    "USUAL_TOKENS",
+    "GenerationFields",
+    "chat_logprobs",
+    "fingerprint",
+    "job_spec",
+    "limited",
+    "token_words",
+]
+
+USUAL_TOKENS = 128
+"""What models write where neither request nor model folder says how much."""
 
 
 class GenerationFields(SamplingFields):
@@ -69,26 +80,25 @@ class GenerationFields(SamplingFields):
 
 
 def limited(
-    params: dict[str, Any], settings: ServerSettings, usual: int | None = None
+    params: dict[str, Any], settings: ServerSettings, usual: int, *, is_fixed: bool = False
 ) -> dict[str, Any]:
     """Sampling parameters within the server's limit on tokens.
 
-    ``usual`` is taken where max_tokens was not given; None leaves it to the model.
+    Where max_tokens was not given, the model takes its own default, about ``usual``; that is set
+    here only if the server has a limit, or if the interface says so (``is_fixed``).
 
     Raises:
         ApiError: 400; more was asked for than the server allows.
     """
-    limit = settings.max_tokens
-    given = params.get("max_tokens")
-    if limit is not None and given is not None and given > limit:
-        raise ApiError(
-            400,
-            "invalid_value",
-            f"max_tokens is {given}; this server allows at most {limit}",
-            "max_tokens",
-        )
-    default = usual if limit is None else min(usual or limit, limit)
-    return params if given is not None or default is None else {**params, "max_tokens": default}
+    limit, given = settings.max_tokens, params.get("max_tokens")
+    if given is None:
+        if limit is None and not is_fixed:
+            return params
+        return {**params, "max_tokens": usual if limit is None else min(usual, limit)}
+    if limit is not None and given > limit:
+        message = f"max_tokens is {given}; this server allows at most {limit}"
+        raise ApiError(400, "invalid_value", message, "max_tokens")
+    return params
 
 
 def job_spec(
