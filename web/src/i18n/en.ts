@@ -182,7 +182,7 @@ export const en = {
   "machine.now": "tokens/s, last minute",
   "machine.measured": "measured",
   "machine.predicted": "predicted, one text",
-  "machine.best": "best of the last minute",
+  "machine.best": "best in a minute",
   "machine.noPrediction": "No prediction for this device.",
   "machine.notRun": "Nothing written in the last minute.",
   "machine.queue": "Queue and slots",

@@ -184,7 +184,7 @@ export const zh: Record<MessageKey, string> = {
   "machine.now": "词元/秒，最近一分钟",
   "machine.measured": "实测",
   "machine.predicted": "预测（单篇）",
-  "machine.best": "最近一分钟最快",
+  "machine.best": "一分钟内最快",
   "machine.noPrediction": "这个设备没有预测值。",
   "machine.notRun": "最近一分钟没有写字。",
   "machine.queue": "排队与位置",
