@@ -72,6 +72,9 @@ def test_files_of_the_web_app_are_kept_by_browsers_where_their_names_have_a_hash
     page = ask(app, path="/", headers={"accept": "text/html"})
     assert page.body == b"<!doctype html><p>app"
     assert page.headers["cache-control"] == "no-cache"
+    # Parts are not served, so nobody can ask for a thousand of them.
+    ranged = ask(app, path="/icon.svg", headers={"range": "bytes=0-1,0-1,0-1"})
+    assert (ranged.status, ranged.body) == (200, b"<svg/>")
     for path in ("/assets/../secret", "/assets/", "/assets/other.js", "/index.html/x"):
         assert ask(app, path=path).status == 404
 

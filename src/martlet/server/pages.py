@@ -7,7 +7,7 @@ import mimetypes
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from martlet.server.service import Endpoint, Service
@@ -24,8 +24,9 @@ _TYPES = {".js": "text/javascript", ".webmanifest": "application/manifest+json"}
 
 
 def page_endpoints(others: list[Endpoint], folder: Path = STATIC_FOLDER) -> list[Endpoint]:
-    """An endpoint for each file of the web app, so that no path of a request is ever opened.
+    """An endpoint for each file of the web app, which is read now and kept.
 
+    So no path of a request is ever opened, and pages stay together while others are being built.
     The pages of the app are fragments of "/", which only the browser sees. ``others`` are listed
     where there is no web app.
     """
@@ -37,24 +38,23 @@ def page_endpoints(others: list[Endpoint], folder: Path = STATIC_FOLDER) -> list
 def _file_endpoint(path: str, file: Path, name: str) -> Endpoint:
     cache = _FOREVER if name.startswith(_HASHED_FOLDER) else "no-cache"
     media_type = _TYPES.get(file.suffix) or mimetypes.guess_type(name)[0]
+    content = file.read_bytes()
 
     async def get(service: Service, request: Request) -> ASGIApp:
-        return FileResponse(file, media_type=media_type, headers={"cache-control": cache})
+        return Response(content, media_type=media_type, headers={"cache-control": cache})
 
     return Endpoint("GET", path, get, f"Web app: {name}", is_public=True, in_openapi=False)
 
 
 def _index_endpoint(index: Path, others: list[Endpoint]) -> Endpoint:
-    without_app = _page_without_app(others)
+    page = index.read_bytes() if index.is_file() else _page_without_app(others).encode()
 
     async def get(service: Service, request: Request) -> ASGIApp:
         headers = {"cache-control": "no-cache", "vary": "accept"}
         if "text/html" not in request.headers.get("accept", ""):
             # What Ollama's clients look for; browsers always name HTML.
             return PlainTextResponse("Ollama is running", headers=headers)
-        if index.is_file():
-            return FileResponse(index, media_type="text/html", headers=headers)
-        return HTMLResponse(without_app, headers=headers)
+        return HTMLResponse(page, headers=headers)
 
     return Endpoint("GET", "/", get, "Web app", is_public=True, in_openapi=False)
 
