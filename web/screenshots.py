@@ -82,6 +82,7 @@ def _chat(page: Page) -> None:
 
 
 def _story(page: Page) -> None:
+    page.get_by_test_id("length").select_option("short")
     page.get_by_test_id("story-editor").fill("却说那老汉推开门，只见")
     page.get_by_test_id("story-editor").press("Tab")
     _wait(page)
