@@ -170,3 +170,13 @@ def test_all_steps_can_be_made_ready_beforehand(models, device):
     assert cache.lengths == (0,) * 5
     assert float(cache._memory.self_attention.abs().sum()) == 0
     assert steps.run() == {}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_text_that_warms_up_leaves_no_trace(models, on_device, device):
+    model = models("cpm1-mini", device)
+    batch = Batch(model.generator, BatchLimits(2, 64, None))
+    batch.warm_up(_request(model, 1, is_greedy=True))
+    state = batch.state()
+    assert (state.num_running, state.cache_tokens) == (0, 0)
+    assert (state.prompt_tokens_total, state.output_tokens_total, state.num_steps_total) == (0, 0, 0)

@@ -27,9 +27,10 @@ def apply(faults):
     from martlet.api.model import Model
 
     _fail_to_load(martlet.api, faults)
-    _fail_in_steps(batch.Batch, faults)
+    warms_up = _warms_up(batch.Batch)
+    _fail_in_steps(batch.Batch, faults, warms_up)
     if "out_of_memory_at_pass" in faults:
-        _run_out_of_memory(batch_steps, faults["out_of_memory_at_pass"])
+        _run_out_of_memory(batch_steps, faults["out_of_memory_at_pass"], warms_up)
     _fail_by_prompt(Model, (batch, batch_steps), faults)
 
 
@@ -44,12 +45,29 @@ def _fail_to_load(api, faults):
     api.load = faulty
 
 
-def _fail_in_steps(batch_class, faults):
+def _warms_up(batch_class):
+    """Tells whether a batch warms up, which is no time for faults."""
+    warm_up = batch_class.warm_up
+    under_way = []
+
+    @functools.wraps(warm_up)
+    def noticed(*arguments):
+        under_way.append(True)
+        try:
+            return warm_up(*arguments)
+        finally:
+            under_way.clear()
+
+    batch_class.warm_up = noticed
+    return lambda: bool(under_way)
+
+
+def _fail_in_steps(batch_class, faults, warms_up):
     step = batch_class.step
     numbers = itertools.count(1)
 
     def faulty(self):
-        if not self.state().num_running + self.state().num_waiting:
+        if warms_up() or not self.state().num_running + self.state().num_waiting:
             return step(self)  # nothing to do is no step
         time.sleep(faults.get("slow_step_seconds", 0))
         if next(numbers) == faults.get("raise_at_step"):
@@ -59,12 +77,12 @@ def _fail_in_steps(batch_class, faults):
     batch_class.step = faulty
 
 
-def _run_out_of_memory(batch_steps, at_pass):
+def _run_out_of_memory(batch_steps, at_pass, warms_up):
     run_stack = batch_steps.run_stack
     numbers = itertools.count(1)
 
     def faulty(*arguments, **options):
-        if next(numbers) == at_pass:
+        if not warms_up() and next(numbers) == at_pass:
             raise MemoryError
         return run_stack(*arguments, **options)
 

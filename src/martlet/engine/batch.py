@@ -106,14 +106,20 @@ class Batch:
         self._texts: dict[int, BatchText] = {}  # by slot, in the order of their start
         self._totals = _Totals()
 
-    def warm_up(self) -> None:
-        """Compile and capture decode steps now, so that no text has to wait for that.
+    def warm_up(self, request: Request | None = None) -> None:
+        """Make decode steps ready now, and write a text that nobody sees and no total counts.
 
         Raises:
             CapacityError: there is no memory for what steps need.
+            ContextLengthError: the request is longer than a slot.
         """
         assert not self._texts
         self._steps.warm_up()
+        if request is not None:
+            self.submit(request, lambda _: None)
+            while self.step():
+                pass
+            self._totals = _Totals()
 
     def submit(self, request: Request, deliver: Deliver, client: str = "") -> None:
         """Write this text when there is a slot; clients take turns.

@@ -67,12 +67,14 @@ class _Worker:
         from martlet.api import load
         from martlet.server.jobs import Jobs
         from martlet.server.report import Reporter
+        from martlet.server.warm_up import warm_up
 
         configuration = self._configuration.get()
         start = time.perf_counter()
         try:
             model = load(configuration["folder"], **configuration["options"])
             batch = model.batch()
+            warm_up(model, batch)
         except MartletError as error:
             self._channel.send({"op": "failure", "error": error_details(error)})
             self._channel.flush(_FLUSH_SECONDS)
