@@ -67,5 +67,5 @@ def test_what_torch_allocates_is_part_of_the_process():
         data = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
         watch.sample()
     del data
-    # Context and code come on top; half a GiB is more than any card needed so far.
-    assert 1 << 30 < watch.peak_bytes < 3 << 29
+    # Context and code come on top: 676 MiB on an H200, less on all other cards so far.
+    assert 1 << 30 < watch.peak_bytes < 2 << 30

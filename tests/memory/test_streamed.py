@@ -318,6 +318,7 @@ def test_where_memory_is_short_of_the_plan_more_is_streamed(model, own_limit, ca
     assert executor.plan.budget.gpu_bytes < plan.budget.gpu_bytes
     (record,) = caplog.records
     assert "trying again with" in record.getMessage()
+    torch.cuda.set_per_process_memory_fraction(1.0)  # what it is compared with needs room too
     for phase in ("prefill", "decode"):
         assert_same(handed_out(executor, phase), wanted(model, phase), phase)
 
