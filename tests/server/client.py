@@ -101,7 +101,10 @@ class Server:
 
     def wait_until_idle(self, name):
         return self.wait_for(
-            lambda m: m["num_running"] == m["num_waiting"] == 0 and not m["cache_tokens"], name
+            lambda m: (
+                m["num_jobs"] == m["num_running"] == m["num_waiting"] == 0 and not m["cache_tokens"]
+            ),
+            name,
         )
 
 

@@ -204,7 +204,7 @@ def test_probes_and_lists_answer_at_once_while_models_load_and_while_they_write(
         body = {**WRITE, "n": 4, "max_tokens": 60}
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             writing = pool.submit(server.post, "/v1/completions", body)
-            server.wait_for(lambda m: m["num_running"] == 1, "cpm1-mini")
+            server.wait_for(lambda m: m["num_jobs"] == 1, "cpm1-mini")
             assert_prompt(server)
             assert writing.result().status == 200
         # The key guards all but the probes.

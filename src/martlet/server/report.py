@@ -16,6 +16,8 @@ from martlet.server.messages import HelloMessage, StatusMessage
 __all__ = ["Reporter"]
 
 _INTERVAL_SECONDS = 1.0
+# Slots that fill or empty are told sooner: people watch them.
+_CHANGE_SECONDS = 0.1
 # Speed is told over this time.
 _WINDOW_SECONDS = 5.0
 
@@ -29,6 +31,8 @@ class Reporter:
         self._process = psutil.Process()
         self._read_gpu = nvml_reader() if model.plan.device == "cuda" else None
         self._last_seconds = 0.0
+        self._looked_seconds = 0.0
+        self._last_counts = (0, 0)  # texts that ran and that waited
         # (when, tokens written until then), the oldest first.
         self._samples: deque[tuple[float, int]] = deque()
 
@@ -51,13 +55,20 @@ class Reporter:
         }
 
     def is_due(self) -> bool:
-        """Whether the last status is old."""
-        return time.monotonic() - self._last_seconds >= _INTERVAL_SECONDS
+        """Whether the last status is old, or other texts run or wait than it said."""
+        now = time.monotonic()
+        if now - self._looked_seconds < _CHANGE_SECONDS:
+            return False
+        self._looked_seconds = now
+        state = self._batch.state()
+        counts = (state.num_running, state.num_waiting)
+        return now - self._last_seconds >= _INTERVAL_SECONDS or counts != self._last_counts
 
     def status(self) -> StatusMessage:
         """The figures of this moment."""
         state = self._batch.state()
         self._last_seconds = time.monotonic()
+        self._last_counts = (state.num_running, state.num_waiting)
         reading = self._read_gpu() if self._read_gpu is not None else None
         return {
             "op": "status",

@@ -108,6 +108,21 @@ class ServedModel:
         return self._admission.num_waiting
 
     @property
+    def num_running_texts(self) -> int:
+        """Choices that have a slot, as the process told last; jobs until it has told anything."""
+        return self.status["num_running"] if self.status else self.num_running
+
+    @property
+    def num_waiting_texts(self) -> int:
+        """Choices that wait for a slot, as the process told last."""
+        return self.status["num_waiting"] if self.status else self.num_waiting
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that have not ended."""
+        return self.num_running + self.num_waiting
+
+    @property
     def pid(self) -> int | None:
         """Its process."""
         return self._supervisor.pid
