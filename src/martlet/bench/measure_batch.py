@@ -222,8 +222,9 @@ def _requests(architecture: Architecture, load: Load, client: int) -> Iterator[R
         prompt = tuple(chosen.randrange(1, vocab_size) for _ in range(about(load.prompt_tokens)))
         has_encoder = architecture.has_encoder
         context = Context((prompt[0],), prompt) if has_encoder else Context(prompt)
+        # Random weights find all tokens about as probable; trained ones leave a few to choose from.
         params = SamplingParams(
-            max_tokens=about(load.output_tokens), temperature=0.8, top_p=0.9, seed=number
+            max_tokens=about(load.output_tokens), temperature=0.8, top_k=50, top_p=0.9, seed=number
         )
         yield Request(context, params, nothing)
 
