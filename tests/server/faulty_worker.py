@@ -51,10 +51,10 @@ def _warms_up(batch_class):
     under_way = []
 
     @functools.wraps(warm_up)
-    def noticed(*arguments):
+    def noticed(*arguments, **options):
         under_way.append(True)
         try:
-            return warm_up(*arguments)
+            return warm_up(*arguments, **options)
         finally:
             under_way.clear()
 

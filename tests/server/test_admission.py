@@ -15,7 +15,7 @@ def write_job(prompt, num_choices=1, **params):
 
 
 def admit(admission, job_id, prompt_tokens=10, output_tokens=10, client=""):
-    cost = Cost(prompt_tokens, output_tokens, client)
+    cost = Cost(prompt_tokens, [output_tokens], client)
     refusal = admission.refusal(cost)
     if refusal is None:
         admission.add(job_id, cost)
@@ -41,7 +41,7 @@ def test_a_character_counts_as_a_token_and_so_does_an_id_whatever_is_asked(task,
 
 def test_choices_multiply_what_is_read_and_written():
     cost = cost_of(write_job("却说", num_choices=3, max_tokens=50), "me")
-    assert (cost.prompt_tokens, cost.output_tokens, cost.client) == (6, 150, "me")
+    assert (cost.prompt_tokens, cost.unwritten_tokens, cost.client) == (6, [50] * 3, "me")
 
 
 def test_jobs_wait_beyond_the_free_slots_up_to_the_limit():
@@ -116,20 +116,34 @@ def test_positions_count_those_before_that_wait():
 
 def test_retry_after_is_the_work_that_is_left_over_the_measured_speed():
     admission = Admission(Limits(max_queue=32, max_queued_tokens=1000))
-    admission.measure(20.0)
+    admission.measure(20.0, num_texts=1)
     admit(admission, "0", output_tokens=200)
     admission.start("0")
     admit(admission, "1", output_tokens=100)
     assert admission.retry_after_seconds() == pytest.approx(15.0)
-    admission.count_output("0", 100)
+    admission.count_output("0", 0, 100)
     assert admission.retry_after_seconds() == pytest.approx(10.0)
-    admission.measure(0.0)  # nothing was written, which says nothing of the speed
+    admission.measure(0.0, num_texts=1)  # nothing was written, which says nothing of the speed
     assert admission.retry_after_seconds() == pytest.approx(10.0)
-    admission.measure(40.0)
+    admission.measure(40.0, num_texts=1)
     assert 5.0 < admission.retry_after_seconds() < 10.0
     admission.remove("0")
     admission.remove("1")
     assert admission.retry_after_seconds() == 1.0
+
+
+def test_several_texts_are_reckoned_faster_than_one_and_by_their_own_speed_once_it_is_known():
+    admission = Admission(Limits(max_queue=32, max_queued_tokens=1000))
+    admission.num_slots = 4
+    admission.measure(10.0, num_texts=1)
+    admission.add("0", Cost(10, [200, 200]))
+    assert admission.retry_after_seconds() == pytest.approx(20.0)
+    admission.measure(50.0, num_texts=2)
+    assert admission.retry_after_seconds() == pytest.approx(8.0)
+    # The one that is left is alone, and its brother's rest is not waited for.
+    admission.start("0")
+    admission.end_choice("0", 0)
+    assert admission.retry_after_seconds() == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize(("seconds", "bounded"), [(-5, 1), (0.2, 1), (7, 7), (1e9, 120)])
@@ -139,7 +153,7 @@ def test_retry_after_is_from_1_to_120_seconds(seconds, bounded):
 
 def test_refusals_tell_when_to_come_back():
     admission = Admission(Limits(max_queue=0, max_queued_tokens=1000))
-    admission.measure(10.0)
+    admission.measure(10.0, num_texts=1)
     admit(admission, "0", output_tokens=500)
     error = admit(admission, "1").error
     assert error.retry_after_seconds == pytest.approx(50.0)

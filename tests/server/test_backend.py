@@ -127,7 +127,7 @@ def test_retry_after_grows_with_what_waits(slow):
     run, model = slow
 
     async def check():
-        await collect(model, writing(max_tokens=20))  # so that a speed is known
+        await collect(model, writing(max_tokens=150))  # some seconds, so that a speed is known
         await idle(model)
         assert model.retry_after_seconds == 1
         async with model.submit(writing(max_tokens=400), "a") as first:
@@ -138,6 +138,19 @@ def test_retry_after_grows_with_what_waits(slow):
         await idle(model)
 
     run(check())
+
+
+def test_before_anything_was_written_the_speed_of_the_warm_up_tells_when_to_come_back():
+    # A process of its own: the others have been measured.
+    with running([served("cpm1-mini", slots=1)]) as (run, backend):
+        model = backend.find("cpm1-mini")
+
+        async def check():
+            num_tokens = round(20 * model.hello["tokens_per_second"])
+            async with model.submit(writing(max_tokens=num_tokens), "a"):
+                assert model.retry_after_seconds == pytest.approx(20, rel=0.05)
+
+        run(check())
 
 
 # Calling jobs off.

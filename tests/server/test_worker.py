@@ -49,6 +49,7 @@ def test_every_model_says_hello_with_what_it_is(minis):
         assert hello["slot_tokens"] > 100
         assert hello["weight_bytes"] > 10 << 20
         assert hello["plan"]["device"] == "cpu"
+        assert hello["tokens_per_second"] > 1
 
 
 def test_a_job_writes_what_the_model_writes_alone(minis, cpm1):

@@ -106,8 +106,12 @@ class Batch:
         self._texts: dict[int, BatchText] = {}  # by slot, in the order of their start
         self._totals = _Totals()
 
-    def warm_up(self, request: Request | None = None) -> None:
-        """Make decode steps ready now, and write a text that nobody sees and no total counts.
+    def warm_up(
+        self, request: Request | None = None, deliver: Deliver = lambda event: None
+    ) -> None:
+        """Make decode steps ready now, and write a text that no total counts.
+
+        ``deliver`` hears of it what it would of any other.
 
         Raises:
             CapacityError: there is no memory for what steps need.
@@ -116,7 +120,7 @@ class Batch:
         assert not self._texts
         self._steps.warm_up()
         if request is not None:
-            self.submit(request, lambda _: None)
+            self.submit(request, deliver)
             while self.step():
                 pass
             self._totals = _Totals()

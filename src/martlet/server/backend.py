@@ -104,9 +104,7 @@ class Backend:
 
     async def wait_until_idle(self) -> None:
         """Wait until no job runs or waits."""
-        await self.wait_until(
-            lambda: not any(m.num_jobs for m in self.models.values())
-        )
+        await self.wait_until(lambda: not any(m.num_jobs for m in self.models.values()))
 
     def fail_jobs(self) -> None:
         """End all jobs, because the server does."""

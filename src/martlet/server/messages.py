@@ -144,6 +144,7 @@ class HelloMessage(TypedDict):
 
     ``family`` and ``tasks`` are those of models/family.py; ``num_slots`` texts are written at a
     time, each of at most ``slot_tokens`` tokens, or ``encoder_tokens`` read and as many written.
+    ``tokens_per_second`` is what the first text had, alone; None where it was too short.
     """
 
     op: Literal["hello"]
@@ -155,6 +156,7 @@ class HelloMessage(TypedDict):
     encoder_tokens: int | None
     weight_bytes: int
     load_seconds: float
+    tokens_per_second: float | None
     plan: dict[str, Any]
 
 

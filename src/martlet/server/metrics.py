@@ -111,7 +111,7 @@ def _kv_cache_usage(model: ServedModel) -> float | None:
 _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("ready", "1 where the model can answer", lambda model: float(model.state == "ready")),
     ("requests_running", "Requests of which a choice has a slot", lambda model: model.num_running),
-    ("requests_waiting", "Requests of which no choice has a slot yet", lambda model: model.num_waiting),
+    ("requests_waiting", "Requests of which no choice has one", lambda model: model.num_waiting),
     ("texts_running", "Choices that have a slot", lambda model: model.num_running_texts),
     ("texts_waiting", "Choices that wait for a slot", lambda model: model.num_waiting_texts),
     ("kv_cache_usage_ratio", "Share of the KV cache that is in use", _kv_cache_usage),

@@ -36,8 +36,11 @@ class Reporter:
         # (when, tokens written until then), the oldest first.
         self._samples: deque[tuple[float, int]] = deque()
 
-    def hello(self, load_seconds: float) -> HelloMessage:
-        """What the server is told once, when the model is ready."""
+    def hello(self, load_seconds: float, tokens_per_second: float | None) -> HelloMessage:
+        """What the server is told once, when the model is ready.
+
+        ``tokens_per_second`` is the speed of one text alone, if it is known.
+        """
         model, plan = self._model, self._model.plan
         limits = model.batch_limits
         parts = {p.block: p.nbytes for phase in plan.phases for p in phase.placements}
@@ -51,6 +54,7 @@ class Reporter:
             "encoder_tokens": limits.encoder_tokens,
             "weight_bytes": sum(parts.values()),
             "load_seconds": load_seconds,
+            "tokens_per_second": tokens_per_second,
             "plan": plan.to_dict(),
         }
 

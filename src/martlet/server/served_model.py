@@ -75,6 +75,7 @@ class ServedModel:
         self._failure_details: ErrorDetails | None = None
         self.hello: HelloMessage | None = None
         self.status: StatusMessage | None = None
+        self._status_at = 0.0
         self.num_rejected_total: Counter[str] = Counter()
         self.num_restarts = 0
         self.max_queue = settings.max_queue
@@ -214,8 +215,7 @@ class ServedModel:
             case "event":
                 self._on_event(message)  # type: ignore[arg-type]
             case "status":
-                self.status = message  # type: ignore[assignment]
-                self._admission.measure(message["tokens_per_second"])
+                self._on_status(message)  # type: ignore[arg-type]
             case "hello":
                 self._on_hello(message)  # type: ignore[arg-type]
             case unknown:
@@ -241,7 +241,18 @@ class ServedModel:
         self.hello = hello
         self.state, self.failure = "ready", None
         self._admission.num_slots = hello["num_slots"]
+        if hello["tokens_per_second"] is not None:
+            self._admission.expected_tokens_per_second = hello["tokens_per_second"]
         self._on_change()
+
+    def _on_status(self, status: StatusMessage) -> None:
+        before, since = self.status, self._status_at
+        self.status, self._status_at = status, time.monotonic()
+        # With other texts at the end than at the beginning, it would be the speed of neither.
+        if before is not None and before["num_running"] == status["num_running"]:
+            num_tokens = status["output_tokens_total"] - before["output_tokens_total"]
+            speed = num_tokens / max(self._status_at - since, 1e-6)
+            self._admission.measure(speed, status["num_running"])
 
     def _on_event(self, event: Event) -> None:
         job = self._jobs.get(event["id"])
@@ -252,7 +263,9 @@ class ServedModel:
                 self._admission.start(job.id)
                 self._on_change()
             case "text":
-                self._admission.count_output(job.id, max(1, len(event.get("tokens", ()))))
+                self._admission.count_output(job.id, event["choice"], 1)
+            case "finished":
+                self._admission.end_choice(job.id, event["choice"])
             case "error":
                 self._forget(job.id)
                 job.put(_error_of(event["error"]))

@@ -6,7 +6,8 @@ from typing import Any
 
 from martlet.api.model import Model
 from martlet.api.prepared import PromptKind
-from martlet.engine.batch import Batch
+from martlet.engine.batch import Batch, Event
+from martlet.engine.request import Finished
 from martlet.errors import CapacityError, MartletError
 from martlet.models.family import TASKS_OF_FAMILY
 
@@ -22,17 +23,27 @@ _EXAMPLES: dict[PromptKind, Any] = {
 }
 
 
-def warm_up(model: Model, batch: Batch) -> None:
+def warm_up(model: Model, batch: Batch) -> float | None:
     """Make the batch's steps ready and write a few tokens that nobody sees.
+
+    Returns their speed after the first, in tokens per second; None where there was no second.
 
     Raises:
         CapacityError: there is no memory for that, so there would be none for a request.
     """
+    speed = None
+
+    def note_speed(event: Event) -> None:
+        nonlocal speed
+        if isinstance(event, Finished):
+            speed = event.stats.tokens_per_second or None
+
     kind = TASKS_OF_FAMILY[model.family][0]
     try:
-        prepared = model.prepare(kind, _EXAMPLES[kind], max_tokens=3, temperature=0.0)
-        batch.warm_up(prepared.request)
+        prepared = model.prepare(kind, _EXAMPLES[kind], max_tokens=4, temperature=0.0)
+        batch.warm_up(prepared.request, note_speed)
     except CapacityError:
         raise
     except MartletError:
         pass  # a vocabulary that cannot say this word is no reason not to serve
+    return speed

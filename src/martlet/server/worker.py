@@ -74,14 +74,14 @@ class _Worker:
         try:
             model = load(configuration["folder"], **configuration["options"])
             batch = model.batch()
-            warm_up(model, batch)
+            tokens_per_second = warm_up(model, batch)
         except MartletError as error:
             self._channel.send({"op": "failure", "error": error_details(error)})
             self._channel.flush(_FLUSH_SECONDS)
             return error.exit_code
         self._jobs = Jobs(model, batch, self._channel.send, self._wake.set)
         reporter = Reporter(model, batch)
-        self._channel.send(reporter.hello(time.perf_counter() - start))
+        self._channel.send(reporter.hello(time.perf_counter() - start, tokens_per_second))
         try:
             self._work(self._jobs, batch, reporter)
         except Exception as error:
