@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from martlet.server.ollama import short_size
+
 HELLO = [{"role": "user", "content": "你好"}]
 OPTIONS = {"seed": 1, "num_predict": 8}
 
@@ -37,7 +39,9 @@ def test_models_are_listed_with_what_clients_look_for(server):
         assert model["size"] > 1_000_000
         assert len(model["digest"]) == 64
         assert model["details"]["family"] in ("cpm1", "cpm2", "eva")
+        assert model["details"]["quantization_level"] == "int8"
         datetime.datetime.fromisoformat(model["modified_at"])
+    assert [m["details"]["parameter_size"] for m in models] == ["23.3M", "24.1M", "24.2M"]
     assert [m["name"] for m in server.get("/api/ps").json()["models"]] == [
         m["name"] for m in models
     ]
@@ -83,8 +87,17 @@ def test_a_request_without_a_prompt_only_wants_the_model_in_memory(server):
 def test_a_model_is_described(server):
     answer = server.post("/api/show", {"model": "cpm2-mini:latest"}).json()
     assert answer["model_info"]["cpm2.context_length"] > 100
+    assert answer["model_info"]["general.parameter_count"] == 24_060_160  # as ``martlet show`` says
+    assert answer["details"]["parameter_size"] == "24.1M"
     assert set(answer["capabilities"]) == {"completion", "insert", "embedding"}
     assert server.post("/api/show", {"name": "cpm1-mini"}).json()["capabilities"] == ["completion"]
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(23_327_040, "23.3M"), (11_050_000_000, "11.1B"), (7e10, "70.0B")]
+)
+def test_sizes_are_short(count, size):
+    assert short_size(count) == size
 
 
 def test_texts_are_embedded(server):

@@ -83,7 +83,9 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     planned = folder.plan(options)
     name = Path(model).name or str(model)
     task_model = folder.load(name, planned, _transform(folder, options))
-    return Model(task_model, planned.plan, planned.limits, folder.store.generation)
+    quantize = folder.store.quantize if quantize is None else quantize
+    quantized = None if quantize == "none" else quantize
+    return Model(task_model, planned.plan, planned.limits, folder.store.generation, quantized)
 
 
 def plan(  # noqa: PLR0913  (the arguments of load)

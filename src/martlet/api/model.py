@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -49,7 +50,8 @@ class SamplingOptions(TypedDict, total=False):
 class Model:
     """A loaded model. Made by ``martlet.load``; runs one text at a time.
 
-    ``plan`` is the plan in force, ``batch_limits`` the texts that it has memory for at a time.
+    ``plan`` is the plan in force, ``batch_limits`` the texts that it has memory for at a time,
+    ``weight_type`` the type of its matrices, as in "int8" or "float16".
     ``last_stats`` tells how the last text that ended went: tokens,
     tokens per second, time to the first token, why it ended, the seed.
     """
@@ -60,8 +62,11 @@ class Model:
         plan: Plan,
         batch_limits: BatchLimits,
         generation: Mapping[str, Any] | None = None,
+        quantize: str | None = None,
     ) -> None:
         self.plan = plan
+        dtype = task_model.generator.executor.dtype
+        self.weight_type = quantize or str(dtype).removeprefix("torch.")
         self.batch_limits = batch_limits
         self.last_stats: Stats | None = None
         self._model = task_model
@@ -84,6 +89,12 @@ class Model:
     def family(self) -> str:
         """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5"."""
         return self._model.family
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers that it was trained to; the scales of int8 matrices are not among them."""
+        blocks = self.generator.architecture.block_specs()
+        return sum(math.prod(tensor.shape) for block in blocks for tensor in block.tensors)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -144,6 +144,7 @@ class HelloMessage(TypedDict):
 
     ``family`` and ``tasks`` are those of models/family.py; ``num_slots`` texts are written at a
     time, each of at most ``slot_tokens`` tokens, or ``encoder_tokens`` read and as many written.
+    ``weight_type`` is that of matrices, as in "int8" or "float16".
     ``tokens_per_second`` is what the first text had, alone; None where it was too short.
     """
 
@@ -154,6 +155,8 @@ class HelloMessage(TypedDict):
     num_slots: int
     slot_tokens: int
     encoder_tokens: int | None
+    num_weights: int
+    weight_type: str
     weight_bytes: int
     load_seconds: float
     tokens_per_second: float | None

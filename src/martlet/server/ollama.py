@@ -29,9 +29,20 @@ from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited
 from martlet.server.service import Service
 from martlet.server.wire import NDJSON
 
-__all__ = ["OllamaAnswer", "chat", "embed_texts", "generate", "ps", "show", "tags", "version"]
+__all__ = [
+    "OllamaAnswer",
+    "chat",
+    "embed_texts",
+    "generate",
+    "ps",
+    "short_size",
+    "show",
+    "tags",
+    "version",
+]
 
 _NANOSECONDS = 1_000_000_000
+_MILLION, _BILLION = 1_000_000, 1_000_000_000
 _CAPABILITIES = {"chat": "completion", "write": "completion", "fill": "insert"}
 
 
@@ -90,6 +101,13 @@ def _nanoseconds(seconds: float) -> int:
 def _time(seconds: float) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def short_size(count: int) -> str:
+    """A number of weights as it is spoken of: "24.1M", "11.1B"."""
+    if count < _BILLION:
+        return f"{count / _MILLION:.1f}M"
+    return f"{count / _BILLION:.1f}B"
 
 
 async def chat(service: Service, request: Request) -> ASGIApp:
@@ -191,6 +209,7 @@ async def show(service: Service, request: Request) -> ASGIApp:
     if model.hello is not None:
         reads_tokens = model.hello["encoder_tokens"] or model.hello["slot_tokens"]
         info[f"{family}.context_length"] = reads_tokens
+        info["general.parameter_count"] = model.hello["num_weights"]
         capabilities = sorted({_CAPABILITIES[task] for task in model.hello["tasks"]})
         capabilities += ["embedding"] if model.hello["can_embed"] else []
     return JSONResponse(
@@ -224,7 +243,7 @@ def _model_words(model: ServedModel) -> dict[str, Any]:
             "format": "martlet",
             "family": family,
             "families": [family] if family else [],
-            "parameter_size": "",
-            "quantization_level": "",
+            "parameter_size": short_size(model.hello["num_weights"]) if model.hello else "",
+            "quantization_level": model.hello["weight_type"] if model.hello else "",
         },
     }

@@ -52,6 +52,8 @@ class Reporter:
             "num_slots": limits.num_slots,
             "slot_tokens": limits.slot_tokens,
             "encoder_tokens": limits.encoder_tokens,
+            "num_weights": model.num_weights,
+            "weight_type": model.weight_type,
             "weight_bytes": sum(parts.values()),
             "load_seconds": load_seconds,
             "tokens_per_second": tokens_per_second,
