@@ -47,7 +47,13 @@ def ask(app, method="GET", path="/v1/models", *, headers=None, body=b"", host="1
     return asyncio.run(_ask(app, method, path, pairs, body))
 
 
-async def _ask(app, method, path, pairs, body):
+async def ask_in_loop(app, body, heard):
+    """The reply to a completion; ``heard`` is called with each piece of it as it comes."""
+    pairs = [("host", "127.0.0.1:8000"), ("content-type", "application/json")]
+    return await _ask(app, "POST", "/v1/completions", pairs, json.dumps(body).encode(), heard)
+
+
+async def _ask(app, method, path, pairs, body, heard=lambda piece: None):
     scope = {
         "type": "http",
         "method": method,
@@ -71,6 +77,8 @@ async def _ask(app, method, path, pairs, body):
 
     async def send(message):
         sent.append(message)
+        if message.get("body"):
+            heard(message["body"])
 
     await app(scope, receive, send)
     start = next(message for message in sent if message["type"] == "http.response.start")

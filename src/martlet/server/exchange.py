@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from martlet.server.answers import Answer
 from martlet.server.backend import Job, ServedModel
 from martlet.server.failures import describe, log_failure
+from martlet.server.heartbeat import Heartbeat
 from martlet.server.messages import Event, JobSpec
 from martlet.server.service import Service
 from martlet.server.wire import (
@@ -67,9 +68,9 @@ class _Events:
         await self._stack.aclose()
 
     @property
-    def position(self) -> int:
-        """The place in the queue of the job that is furthest behind; 0 once all have started."""
-        return max((job.position for job in self._jobs), default=0)
+    def position(self) -> int | None:
+        """The place in the queue of the job that is furthest behind; None once all have started."""
+        return max((job.position for job in self._jobs if job.is_waiting), default=None)
 
     async def get(self) -> tuple[int, Event] | None:
         """The next (number of the job, event); None when all jobs have ended.
@@ -155,10 +156,12 @@ class Exchange:
         self, events: _Events, writer: StreamWriter, framing: Framing
     ) -> Exception | None:
         failure: Exception | None = None
+        heartbeat = Heartbeat(self.service.settings.heartbeat_seconds, time.monotonic())
         try:
-            while (item := await self._next(events, writer, framing)) is not None:
+            while (item := await _next(events, writer, framing, heartbeat)) is not None:
                 for chunk in self._add(*item):
                     await writer.write(framing.frame(chunk))
+                    heartbeat.note_sent(time.monotonic())
             for chunk in self.answer.end():
                 await writer.write(framing.frame(chunk))
         except Exception as error:
@@ -168,21 +171,6 @@ class Exchange:
         await writer.write(framing.end if failure is None else framing.failure(describe(failure)))
         await writer.close()
         return failure
-
-    async def _next(
-        self, events: _Events, writer: StreamWriter, framing: Framing
-    ) -> tuple[int, Event] | None:
-        """The next event; while there is none, signs of life are sent."""
-        getting = asyncio.ensure_future(events.get())
-        try:
-            while True:
-                heartbeat_seconds = self.service.settings.heartbeat_seconds
-                done, _ = await asyncio.wait((getting,), timeout=heartbeat_seconds)
-                if done:
-                    return getting.result()
-                await writer.write(framing.heartbeat(events.position))
-        finally:
-            getting.cancel()
 
     def _add(self, job: int, event: Event) -> Sequence[dict[str, Any]]:
         """The objects to stream for an event, which is counted."""
@@ -201,6 +189,24 @@ class Exchange:
             if num_later > 0:
                 seconds = stats["decode_seconds"] / num_later
                 metrics.per_token_seconds.labels(name).observe(seconds)
+
+
+async def _next(
+    events: _Events, writer: StreamWriter, framing: Framing, heartbeat: Heartbeat
+) -> tuple[int, Event] | None:
+    """The next event; while there is none, signs of life are sent."""
+    getting = asyncio.ensure_future(events.get())
+    try:
+        while True:
+            wait_seconds = heartbeat.wait_seconds(events.position, time.monotonic())
+            done, _ = await asyncio.wait((getting,), timeout=wait_seconds)
+            if done:
+                return getting.result()
+            position = events.position
+            if heartbeat.is_due(position, time.monotonic()):
+                await writer.write(framing.heartbeat(position or 0))
+    finally:
+        getting.cancel()
 
 
 async def _abort(scope: Scope) -> None:

@@ -15,6 +15,10 @@ __all__ = ["Job", "JobQueue"]
 class JobQueue(Protocol):
     """Where jobs were submitted."""
 
+    def is_waiting(self, job_id: str) -> bool:
+        """Whether no choice of the job has left the queue."""
+        ...
+
     def position(self, job_id: str) -> int:
         """Jobs that were submitted before this one and wait like it; 0 once it runs."""
         ...
@@ -63,6 +67,11 @@ class Job:
         traceback: TracebackType | None,
     ) -> None:
         await self.cancel()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of it has been started."""
+        return self._queue.is_waiting(self.id)
 
     @property
     def position(self) -> int:

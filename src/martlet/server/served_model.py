@@ -171,6 +171,10 @@ class ServedModel:
         self._on_change()
         return taken
 
+    def is_waiting(self, job_id: str) -> bool:
+        """See ``Job.is_waiting``."""
+        return self._admission.is_waiting(job_id)
+
     def position(self, job_id: str) -> int:
         """See ``Job.position``."""
         return self._admission.position(job_id)
