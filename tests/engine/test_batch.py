@@ -229,8 +229,12 @@ def test_a_cancelled_text_is_gone_with_the_next_step_wherever_it_was(cpm1, batch
     for request, each in zip((running, reading, queued), heard, strict=True):
         batch.submit(request, each)
     batch.step()
+    batch.step()  # a pass of prompts each
     assert [each.is_started for each in heard] == [True, True, False]
     assert heard[0].tokens
+    # Some of the second prompt has been read, and some has not.
+    state, num_read = batch.state(), len(running.context.decoder_ids) + len(heard[0].tokens) - 1
+    assert num_read < state.cache_tokens < num_read + len(reading.context.decoder_ids)
     assert not heard[1].tokens
     for request in (queued, reading, running):
         request.cancel.set()
