@@ -38,8 +38,8 @@ _logger = logging.getLogger(__name__)
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 128
-_LARGEST_SEED = (1 << 63) - 1
-_LARGEST_TOKENS = (1 << 31) - 1
+LARGEST_SEED = (1 << 63) - 1
+LARGEST_TOKENS = (1 << 31) - 1
 _FIELD_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _BodyT = TypeVar("_BodyT", bound="Body")
 
@@ -107,8 +107,8 @@ Stop = Annotated[
 ]
 """A string, or a list of them, that ends the text."""
 
-Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
-MaxTokens = Annotated[int, Field(ge=1, le=_LARGEST_TOKENS)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+MaxTokens = Annotated[int, Field(ge=1, le=LARGEST_TOKENS)]
 User = Annotated[str, Field(max_length=512)]
 Flag = StrictBool | None
 
@@ -118,7 +118,7 @@ class SamplingFields(Body):
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=_LARGEST_TOKENS)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=LARGEST_TOKENS)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 from martlet.server.answers import Tally
 from martlet.server.exchange import Exchange
-from martlet.server.fields import Body, Flag, Stop
+from martlet.server.fields import LARGEST_TOKENS, Flag
+from martlet.server.llama_fields import LlamaSampling
 from martlet.server.messages import Event
 from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited
 from martlet.server.service import Service
@@ -20,12 +21,8 @@ from martlet.server.wire import SSE
 
 __all__ = ["InfillAnswer", "InfillRequest", "create_infill"]
 
-_LARGEST_TOKENS = (1 << 31) - 1
-_LARGEST_SEED = (1 << 63) - 1
-_OUR_NAMES = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
-
-class InfillRequest(Body):
+class InfillRequest(LlamaSampling):
     """The text around the cursor, and sampling in llama.cpp's words."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -47,28 +44,12 @@ class InfillRequest(Body):
     input_prefix: str
     input_suffix: str
     prompt: str | None = None
-    n_predict: Annotated[int, Field(ge=-1, le=_LARGEST_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=_LARGEST_TOKENS)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Stop | None = None
-    seed: Annotated[int, Field(ge=-1, le=_LARGEST_SEED)] | None = None
+    n_predict: Annotated[int, Field(ge=-1, le=LARGEST_TOKENS)] | None = None
     stream: Flag = None
 
     def params(self) -> dict[str, Any]:
-        """The sampling parameters that were given; -1 is not giving one."""
-        params: dict[str, Any] = {}
-        names = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
-        for name in (*names, "repeat_penalty", "n_predict", "seed", "stop"):
-            value = getattr(self, name)
-            is_default = name in ("n_predict", "seed") and value == -1
-            if value is not None and not is_default:
-                params[_OUR_NAMES.get(name, name)] = value
-        return params
+        """The sampling parameters that were given."""
+        return self.sampling("n_predict")
 
 
 class InfillAnswer:

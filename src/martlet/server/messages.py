@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from martlet import errors
 from martlet.errors import (
     CapacityError,
     DeviceError,
@@ -29,7 +30,10 @@ __all__ = [
     "Task",
     "TokenDetails",
     "error_details",
+    "error_of",
 ]
+
+_RETRY_AFTER_LOSS_SECONDS = 5.0
 
 TaskKind = Literal["chat", "complete", "write", "fill", "embed", "tokenize", "detokenize"]
 
@@ -202,3 +206,12 @@ def error_details(error: MartletError) -> ErrorDetails:
             error, CapacityError | DeviceError | OverloadedError | UnavailableError
         ),
     }
+
+
+def error_of(details: ErrorDetails) -> MartletError:
+    """The error that came over the socket, as ``error_details`` made it there."""
+    error_class = getattr(errors, details["name"], MartletError)
+    error: MartletError = error_class(details["message"])
+    if isinstance(error, UnavailableError) and details["is_worth_retrying"]:
+        error.retry_after_seconds = _RETRY_AFTER_LOSS_SECONDS
+    return error

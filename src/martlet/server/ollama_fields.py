@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from martlet.server.failures import ApiError
-from martlet.server.fields import Body, Flag, Stop
+from martlet.server.fields import LARGEST_TOKENS, Body, Flag
+from martlet.server.llama_fields import LlamaSampling
 from martlet.server.response_format import checked_schema
 
 __all__ = [
@@ -19,12 +20,8 @@ __all__ = [
     "OllamaShowRequest",
 ]
 
-_LARGEST_TOKENS = (1 << 31) - 1
-_LARGEST_SEED = (1 << 63) - 1
-_OUR_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
-
-class OllamaOptions(Body):
+class OllamaOptions(LlamaSampling):
     """Sampling in Ollama's words. How a model is loaded is settled when the server starts."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -38,29 +35,11 @@ class OllamaOptions(Body):
         | {"penalize_newline", "repeat_last_n", "use_mlock", "use_mmap", "vocab_only"}
     )
 
-    num_predict: Annotated[int, Field(ge=-2, le=_LARGEST_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=_LARGEST_TOKENS)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Stop | None = None
-    seed: Annotated[int, Field(ge=-1, le=_LARGEST_SEED)] | None = None
+    num_predict: Annotated[int, Field(ge=-2, le=LARGEST_TOKENS)] | None = None
 
     def params(self) -> dict[str, Any]:
-        """The sampling parameters that were given.
-
-        A seed of -1 is none; num_predict -1 and -2, "no limit", leave the model's usual length.
-        """
-        params: dict[str, Any] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if value is None or (name in ("num_predict", "seed") and value < 0):
-                continue
-            params[_OUR_NAMES.get(name, name)] = value
-        return params
+        """The sampling parameters that were given."""
+        return self.sampling("num_predict")
 
 
 class _Named(Body):

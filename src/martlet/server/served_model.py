@@ -12,11 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from martlet import errors
 from martlet.errors import MartletError, UnavailableError
 from martlet.server.admission import Admission, Limits, bounded_retry_after, cost_of
 from martlet.server.job import Job
-from martlet.server.messages import ErrorDetails, Event, HelloMessage, JobSpec, StatusMessage
+from martlet.server.messages import (
+    ErrorDetails,
+    Event,
+    HelloMessage,
+    JobSpec,
+    StatusMessage,
+    error_of,
+)
 from martlet.server.settings import ModelSettings, ServerSettings
 from martlet.server.supervisor import RestartPolicy, Supervisor
 
@@ -28,7 +34,6 @@ _STOP_GRACE_SECONDS = 5.0
 # What loading is expected to take before it has been seen.
 _USUAL_LOAD_SECONDS = 5.0
 _RETRY_AFTER_SHUTDOWN_SECONDS = 5.0
-_RETRY_AFTER_LOSS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class ServedModel:
     def failure_error(self) -> MartletError:
         """Why it has failed, as the error that ends a program."""
         if self._failure_details is not None:
-            return _error_of(self._failure_details)
+            return error_of(self._failure_details)
         return MartletError(f"{self.name} could not be loaded: {self.failure}")
 
     def submit(self, job: JobSpec, client: str) -> Job:
@@ -272,7 +277,7 @@ class ServedModel:
                 self._admission.end_choice(job.id, event["choice"])
             case "error":
                 self._forget(job.id)
-                job.put(_error_of(event["error"]))
+                job.put(error_of(event["error"]))
                 return
         job.put(event)
         if job.is_complete:
@@ -311,12 +316,3 @@ def _shutting_down() -> UnavailableError:
         f"the server is shutting down; try again in {_RETRY_AFTER_SHUTDOWN_SECONDS:.0f} s",
         _RETRY_AFTER_SHUTDOWN_SECONDS,
     )
-
-
-def _error_of(details: ErrorDetails) -> MartletError:
-    """The error that the process of the model named."""
-    error_class = getattr(errors, details["name"], MartletError)
-    error: MartletError = error_class(details["message"])
-    if isinstance(error, UnavailableError) and details["is_worth_retrying"]:
-        error.retry_after_seconds = _RETRY_AFTER_LOSS_SECONDS
-    return error
