@@ -179,4 +179,8 @@ def test_a_text_that_warms_up_leaves_no_trace(models, on_device, device):
     batch.warm_up(_request(model, 1, is_greedy=True))
     state = batch.state()
     assert (state.num_running, state.cache_tokens) == (0, 0)
-    assert (state.prompt_tokens_total, state.output_tokens_total, state.num_steps_total) == (0, 0, 0)
+    assert (state.prompt_tokens_total, state.output_tokens_total, state.num_steps_total) == (
+        0,
+        0,
+        0,
+    )
