@@ -44,6 +44,12 @@ def attend_each(
         bias: (batch or 1, num_heads or 1, num_queries, at least as many as are seen)
         return: as q
     """
+    if q.shape[0] == q.shape[2] == 1 and num_keys[0]:
+        # A text alone: nothing to take apart or to join.
+        count = num_keys[0][0]
+        keys, values = keys_values(0, count)
+        seen = None if bias is None else bias[..., :count]
+        return ops.attention(q, keys, values, seen, scale=scale)
     rows = []
     for index, own_queries in enumerate(torch.split(q, 1)):
         first = index if bias is not None and bias.shape[0] > 1 else 0

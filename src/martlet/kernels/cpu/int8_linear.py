@@ -50,9 +50,12 @@ def int8_linear(x: Tensor, weight: QuantizedTensor) -> Tensor:
     # The kernel has a fast body for bfloat16 alone (its float32 body is 10 times slower). It
     # would also round the scale to bfloat16, a lasting error of the whole row; so it gets ones.
     ones = _ones(weight.shape[0])
-    parts = torch.split(x.to(torch.bfloat16).contiguous(), _ROWS_AT_ONCE)
-    products = [torch._weight_int8pack_mm(part, weight.data, ones) for part in parts]
-    product = products[0] if len(products) == 1 else torch.cat(products)
+    rows = x.to(torch.bfloat16).contiguous()
+    if x.shape[0] <= _ROWS_AT_ONCE:
+        product = torch._weight_int8pack_mm(rows, weight.data, ones)
+    else:
+        parts = torch.split(rows, _ROWS_AT_ONCE)
+        product = torch.cat([torch._weight_int8pack_mm(p, weight.data, ones) for p in parts])
     return (product * weight.scale.to(torch.float32)).to(x.dtype)
 
 
