@@ -239,6 +239,9 @@ def summarise(load: Load, texts: Sequence[StreamedText]) -> dict[str, Any]:
     first = sorted(text.token_seconds[0] - text.asked_seconds for text in texts)
     start = max(text.asked_seconds for text in texts[: load.num_clients])
     end = min(text.token_seconds[-1] for text in texts[-load.num_clients :])
+    if end <= start:  # texts that end early are over before the slowest client begins to count
+        start = min(text.asked_seconds for text in texts)
+        end = max(text.token_seconds[-1] for text in texts)
     num_tokens = sum(start < when <= end for text in texts for when in text.token_seconds)
     rates = [
         (len(text.token_seconds) - 1) / (text.token_seconds[-1] - text.token_seconds[0])
