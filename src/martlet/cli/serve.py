@@ -130,7 +130,8 @@ def command(
 ) -> None:
     """Serve models over HTTP: the OpenAI and Ollama interfaces, and a web app.
 
-    MODEL is as for the other verbs; without any, the three bundled models are served. SIGTERM or
+    MODEL is as for the other verbs; without any, the three bundled models are served. Every model
+    is a process of its own: limits of memory, slots and context are those of each. SIGTERM or
     Ctrl-C lets running answers end, a second one does not wait.
     """
     settings = _settings(
