@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import martlet
-from martlet.api.model import SamplingOptions
+from martlet.api.sampling import SamplingOptions
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loading import ModelFolder, sampling_defaults
 from martlet.engine.request import SamplingParams

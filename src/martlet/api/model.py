@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from torch import Tensor
 
 from martlet.api.prepared import Prepared, PromptKind, prepare, task_of, with_extras
+from martlet.api.sampling import SamplingDefaults, SamplingOptions
 from martlet.compression.perplexity import TextScore, score_causal, score_conditional
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
@@ -16,44 +17,25 @@ from martlet.engine.chat import chat
 from martlet.engine.embed import Embeddings, embed_texts, embedding_ids
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
-from martlet.engine.loading import sampling_defaults
-from martlet.engine.request import Request, SamplingParams, Stats
+from martlet.engine.request import Request, Stats
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
-from martlet.engine.tasks import DEFAULT_SAMPLING, DEFAULT_TOKENS_PER_BLANK, TaskModel
+from martlet.engine.tasks import DEFAULT_TOKENS_PER_BLANK, TaskModel
 from martlet.engine.text import TextStream
 from martlet.engine.write import write
-from martlet.errors import ModelFileError, UsageError
+from martlet.errors import UsageError
 from martlet.memory.plan import Plan
 from martlet.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["Model", "Prepared", "SamplingOptions"]
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The keywords of every method that generates; see ``SamplingParams``.
-
-    None, or left out, takes the default of the model, else that of the task.
-    """
-
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    stop: str | Sequence[str] | None
-    seed: int | None
+__all__ = ["Model", "Prepared"]
 
 
 class Model:
-    """A loaded model. Made by ``martlet.load``; runs one text at a time.
+    """A loaded model. Made by ``martlet.load``; its methods run one text at a time.
 
     ``plan`` is the plan in force, ``batch_limits`` the texts that it has memory for at a time,
-    ``weight_type`` the type of its matrices, as in "int8" or "float16".
-    ``last_stats`` tells how the last text that ended went: tokens,
-    tokens per second, time to the first token, why it ended, the seed.
+    ``weight_type`` the type of its matrices, as in "int8" or "float16". ``last_stats`` tells how
+    the last text that ended went: tokens, tokens per second, time to the first token, why it ended,
+    the seed.
     """
 
     def __init__(
@@ -70,15 +52,7 @@ class Model:
         self.batch_limits = batch_limits
         self.last_stats: Stats | None = None
         self._model = task_model
-        self._defaults = {
-            task: [*sampling_defaults(generation or {}, task), DEFAULT_SAMPLING[task]]
-            for task in DEFAULT_SAMPLING
-        }
-        try:
-            for defaults in self._defaults.values():
-                SamplingParams.from_fields({}, *defaults)
-        except UsageError as error:
-            raise ModelFileError(f"generation_config.json of {self.name}: {error}") from error
+        self._sampling = SamplingDefaults(self.name, generation or {})
 
     @property
     def name(self) -> str:
@@ -137,7 +111,7 @@ class Model:
         """
         # Without a blank the text is refused, but a wrong keyword is named before that.
         room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(text))}
-        params = self._params("fill", options, room)
+        params = self._sampling.params("fill", options, room)
         pieces = split_at_blanks(text) if isinstance(text, str) else text
         filling = Filling(self._model, pieces, params, on_finish=self._keep_stats)
         return filling if stream else filling.result()
@@ -160,7 +134,7 @@ class Model:
         Raises:
             UsageError: the opening is empty, or the model cannot write.
         """
-        params = self._params("write", options)
+        params = self._sampling.params("write", options)
         return self._text(write(self._model, opening, params), stream)
 
     @overload
@@ -198,7 +172,7 @@ class Model:
             UsageError: the messages are malformed, or the model cannot chat.
             ContextLengthError: the last message alone is too long.
         """
-        params = self._params("chat", options)
+        params = self._sampling.params("chat", options)
         return self._text(chat(self._model, messages, params, max_input_tokens), stream)
 
     @overload
@@ -292,7 +266,7 @@ class Model:
         if kind == "fill":
             # Without a blank the text is refused, but a wrong keyword is named before that.
             room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(payload))}
-        params = self._params(task_of(kind, self.family), options, room)
+        params = self._sampling.params(task_of(kind, self.family), options, room)
         limit_tokens = self.batch_limits.slot_tokens
         prepared = prepare(self._model, kind, payload, params, limit_tokens)
         return with_extras(self._model, prepared, top_logprobs, format)
@@ -357,18 +331,6 @@ class Model:
             piece_tokens=min(64, input_tokens),
             progress=progress,
         )
-
-    def _params(
-        self, task: str, options: SamplingOptions, *more_defaults: Mapping[str, Any]
-    ) -> SamplingParams:
-        # The type tells this to a type checker alone; Python itself takes any keyword.
-        for name in options:
-            if name not in SamplingOptions.__annotations__:
-                raise TypeError(
-                    f"{name!r} is not a sampling keyword; there are "
-                    f"{', '.join(SamplingOptions.__annotations__)}"
-                )
-        return SamplingParams.from_fields(options, *self._defaults[task], *more_defaults)
 
     def _text(self, request: Request, stream: bool) -> str | TextStream:
         pieces = TextStream(self._model.generator, request, self._keep_stats)
