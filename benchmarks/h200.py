@@ -10,22 +10,18 @@ measured the same (shape, protocol, batch, budget, form, peer) are replaced, all
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import apart
+from apart import Row
 from martlet.bench.shapes import find_shape
 from martlet.device.size import parse_bytes
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "h200.json"
 _IDENTITY = ("shape", "quantize", "protocol", "batch", "gpu_memory_budget_bytes", "peer")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -43,7 +39,7 @@ def main() -> None:
             continue
         row["command"] = shown
         row["commit"] = row["commit"] or options.commit
-        _store(options.out, row)
+        apart.store(options.out, row, _IDENTITY)
         print(f"{_line(row)}  [{seconds:.0f} s]", flush=True)
     if failed:
         sys.exit(f"{failed} measurements failed")
@@ -115,46 +111,12 @@ def _peer_commands(common: list[str], options: argparse.Namespace) -> Iterator[l
 
 def _run(command: list[str], timeout: float) -> tuple[Row | None, str]:
     """The row that a measurement made, or None and why there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "row.json"
-        is_ours = command[0] == "martlet"
-        arguments = ["-m", *command, "--json"] if is_ours else command[1:]
-        source = str(ROOT / "src")
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-        with output.open("wb") as stdout:
-            try:
-                done = subprocess.run(
-                    [sys.executable, *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": path},
-                    stdout=stdout,
-                    stderr=subprocess.PIPE,
-                    timeout=timeout,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                return None, f"took longer than {timeout:.0f} s"
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            return None, f"exit {done.returncode}: " + " | ".join(lines[-3:])
-        made = json.loads(output.read_text(encoding="utf-8"))
+    is_ours = command[0] == "martlet"
+    printed, problem = apart.run(["-m", *command, "--json"] if is_ours else command[1:], timeout)
+    if printed is None:
+        return None, problem
+    made = json.loads(printed)
     return (made[0] if isinstance(made, list) else made), ""
-
-
-def _store(path: Path, row: Row) -> None:
-    """Put a row in the place of the one that measured the same, or behind all others."""
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    identity = [row[name] for name in _IDENTITY]
-    for index, old in enumerate(rows):
-        if [old[name] for name in _IDENTITY] == identity:
-            rows[index] = row
-            break
-    else:
-        rows.append(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _line(row: Row) -> str:

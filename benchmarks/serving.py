@@ -10,16 +10,16 @@ earlier run that measured the same are replaced, all others kept.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+import apart
+from apart import Row
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 _IDENTITY = ("shape", "quantize", "device", "gpu_memory_budget_bytes", "num_clients", "num_slots")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -32,7 +32,9 @@ def main() -> None:
     for name in options.shapes + options.models:
         for budget in options.budgets:
             start = time.perf_counter()
-            rows, problem = _run([*sys.argv[1:], "--one", name, "--budget", budget], options)
+            rows, problem = _run(
+                [*sys.argv[1:], "--one", name, "--budget", budget], options.timeout
+            )
             if rows is None:
                 failed += 1
                 print(f"FAILED {name} {budget}: {problem}", flush=True)
@@ -107,36 +109,16 @@ def _without_one(arguments: list[str]) -> list[str]:
     return arguments[:at]
 
 
-def _run(arguments: list[str], options: argparse.Namespace) -> tuple[list[Row] | None, str]:
+def _run(arguments: list[str], timeout: float) -> tuple[list[Row] | None, str]:
     """The rows of one setting, or None and why there are none."""
-    try:
-        done = subprocess.run(
-            [sys.executable, __file__, *arguments],
-            capture_output=True,
-            timeout=options.timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"took longer than {options.timeout:.0f} s"
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return None, f"exit {done.returncode}: " + " | ".join(lines[-4:])
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-    return rows, ""
+    printed, problem = apart.run([str(Path(__file__).resolve()), *arguments], timeout)
+    return (None, problem) if printed is None else (json.loads(printed.splitlines()[-1]), "")
 
 
-def store(path: Path, new: list[Row], commit: str | None) -> None:
+def store(path: Path, rows: list[Row], commit: str | None) -> None:
     """Put rows in the place of those that measured the same, or behind all others."""
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    for row in new:
-        row["commit"] = row["commit"] or commit
-        identity = [row[name] for name in _IDENTITY]
-        rows = [old for old in rows if [old[name] for name in _IDENTITY] != identity]
-        rows.append(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    for row in rows:
+        apart.store(path, {**row, "commit": row["commit"] or commit}, _IDENTITY)
 
 
 def line(row: Row) -> str:
