@@ -37,7 +37,7 @@ class KVCache(CacheRows):
     def __init__(self, shape: KVShape, like: Tensor) -> None:
         super().__init__(KVMemory(shape, like), range(shape.num_slots))
         self.shape = shape
-        self._steps = SteppedSlots(self._memory, like.device)
+        self._steps = SteppedSlots.all_of(self._memory)
         self._is_stepping = False
 
     @property

@@ -21,24 +21,37 @@ class SteppedSlots(CacheRows):
     The host keeps its own count: ``begin`` tells the device what a slot holds, steps on the device
     count there, and whoever reads what they have done calls ``count``. A slot that is idle here may
     be filled by passes over ``KVCache.rows`` meanwhile.
+
+    Shapes:
+        lengths, encoder_lengths: (num_slots,) int32 on the device
     """
 
-    def __init__(self, memory: KVMemory, device: torch.device) -> None:
-        num_slots = memory.shape.num_slots
-        super().__init__(memory, range(num_slots))
-        # (num_slots,) int32
-        self._lengths = torch.full((num_slots,), IDLE, dtype=torch.int32, device=device)
-        self._encoder_lengths = torch.full_like(self._lengths, IDLE)
-        self._constants: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        memory: KVMemory,
+        lengths: Tensor,
+        encoder_lengths: Tensor,
+        constants: dict[str, Tensor],
+    ) -> None:
+        super().__init__(memory, range(len(lengths)))
+        self._lengths = lengths
+        self._encoder_lengths = encoder_lengths
+        self._constants = constants
+
+    @classmethod
+    def all_of(cls, memory: KVMemory) -> SteppedSlots:
+        """All slots, every one idle."""
+        idle = torch.full((memory.shape.num_slots,), IDLE, dtype=torch.int32, device=memory.device)
+        return cls(memory, idle, idle.clone(), {})
 
     def first(self, num_slots: int) -> SteppedSlots:
         """The first slots alone, in the same memory."""
-        few = SteppedSlots.__new__(SteppedSlots)
-        CacheRows.__init__(few, self._memory, range(num_slots))
-        few._lengths = self._lengths[:num_slots]
-        few._encoder_lengths = self._encoder_lengths[:num_slots]
-        few._constants = self._constants
-        return few
+        return SteppedSlots(
+            self._memory,
+            self._lengths[:num_slots],
+            self._encoder_lengths[:num_slots],
+            self._constants,
+        )
 
     def begin(self, slot: int) -> None:
         """Let steps go on with a slot, from what it holds now."""
