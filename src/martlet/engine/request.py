@@ -14,6 +14,7 @@ from torch import Tensor
 from martlet.errors import MartletError, UsageError
 
 __all__ = [
+    "LARGEST_SEED",
     "MAX_STOP_STRINGS",
     "Constraint",
     "Context",
@@ -32,7 +33,7 @@ FinishReason = Literal["eos", "stop", "length", "cancelled"]
 
 MAX_STOP_STRINGS = 16
 _LARGEST_TOKENS = 1 << 31
-_LARGEST_SEED = (1 << 63) - 1
+LARGEST_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class SamplingParams:
         _require_int("max_tokens", self.max_tokens, 1, _LARGEST_TOKENS)
         _require_int("top_k", self.top_k, 0, _LARGEST_TOKENS)
         if self.seed is not None:
-            _require_int("seed", self.seed, 0, _LARGEST_SEED)
+            _require_int("seed", self.seed, 0, LARGEST_SEED)
         for name, low, high in (
             ("temperature", 0.0, 100.0),
             ("top_p", 0.0, 1.0),

@@ -14,14 +14,13 @@ from martlet.api.model import Model
 from martlet.api.prepared import Prepared, PromptKind
 from martlet.engine.batch import Batch
 from martlet.engine.batch_text import Deliver, Failed, Started
-from martlet.engine.request import Finished, TokenEvent
+from martlet.engine.request import LARGEST_SEED, Finished, TokenEvent
 from martlet.errors import MartletError, UnavailableError, UsageError
 from martlet.server.choice import Choice
 from martlet.server.messages import JobSpec, SubmitMessage, error_details
 
 __all__ = ["Jobs"]
 
-_LARGEST_SEED = (1 << 63) - 1
 _NEW_SEEDS = 1 << 31
 _MOST_NUMBERS = 1 << 19
 # What is asked of a model goes by one of these names in a task.
@@ -252,9 +251,9 @@ def _params_of_choices(spec: JobSpec) -> list[dict[str, Any]]:
     seed = spec["params"].get("seed")
     if seed is None:
         seed = secrets.randbelow(_NEW_SEEDS)
-    if type(seed) is not int or not 0 <= seed <= _LARGEST_SEED:
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
         return [spec["params"]] * spec["num_choices"]  # refused where it is read
     return [
-        {**spec["params"], "seed": (seed + index) & _LARGEST_SEED}
+        {**spec["params"], "seed": (seed + index) & LARGEST_SEED}
         for index in range(max(1, spec["num_choices"]))
     ]
