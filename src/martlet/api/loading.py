@@ -18,7 +18,7 @@ from martlet.engine.loading import ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.executor import BlockTransform
 from martlet.memory.plan import Bandwidth, Plan
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["Card", "load", "plan", "plan_for_card"]
 
@@ -146,4 +146,4 @@ def _transform(folder: ModelFolder, options: LoadOptions) -> BlockTransform | No
 
 
 def _dequantized(weight: StoredWeight) -> Tensor:
-    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+    return weight if isinstance(weight, Tensor) else weight.dequantize()

@@ -180,6 +180,7 @@ class _Target:
         dtype, scale_dtype = self._stored_as(name, spec)
         if isinstance(weight, QuantizedTensor):
             return weight
+        assert isinstance(weight, Tensor), "sources hold no groups yet"
         if scale_dtype is not None:
             return quantize_rows(weight, name)
         return _cast(weight, dtype, name)
@@ -201,6 +202,7 @@ def _write(writer: StoreWriter, name: str, weight: StoredWeight) -> int:
         writer.write(name, weight.data)
         writer.write(name + SCALE_SUFFIX, weight.scale)
     else:
+        assert isinstance(weight, Tensor), "sources hold no groups yet"
         writer.write(name, weight)
     return weight.nbytes
 

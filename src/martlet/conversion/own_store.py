@@ -43,6 +43,7 @@ class StoreSource:
         weight = self._find(name)
         if isinstance(weight, QuantizedTensor):
             return weight.data.dtype, weight.scale.dtype
+        assert isinstance(weight, torch.Tensor), "model folders hold no groups yet"
         return weight.dtype, None
 
     def tensor(self, name: str) -> StoredWeight:

@@ -47,7 +47,7 @@ from martlet.memory.plan import (
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["ModelFolder", "PlannedLoad"]
@@ -321,5 +321,5 @@ def _check_tensor(
     if isinstance(weight, QuantizedTensor):
         if spec.kind == "other":
             raise ModelFileError(f"{folder}: tensor {name} is int8, which only matrices may be")
-    elif not weight.is_floating_point():
+    elif not isinstance(weight, GroupedTensor) and not weight.is_floating_point():
         raise ModelFileError(f"{folder}: tensor {name} has the type {weight.dtype}, not a float")

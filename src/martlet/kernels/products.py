@@ -15,7 +15,7 @@ from martlet.kernels.norm import Norm
 from martlet.kernels.pointwise import ACTIVATIONS
 from martlet.kernels.pointwise import norm as apply_norm
 from martlet.quantization.packing import tile_rows_of
-from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, TiledTensor, Weight
 
 __all__ = ["embedding", "gated_linear", "linear", "linears", "logits"]
 
@@ -181,6 +181,11 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
         if token_ids.is_cuda:
             rows = decode.embed(token_ids.reshape(-1), weight, dtype)
             return rows.view(*token_ids.shape, -1)
+        if weight.groups is not None:
+            return embedding(weight.untiled(), token_ids, dtype)
         integers = tile_rows_of(weight.data, token_ids, weight.shape[1])
         return (integers.to(torch.float32) * weight.scale[token_ids][..., None]).to(dtype)
+    if isinstance(weight, GroupedTensor):
+        rows = weight.picked(token_ids.reshape(-1)).dequantize(dtype)
+        return rows.view(*token_ids.shape, -1)
     return F.embedding(token_ids, weight).to(dtype)

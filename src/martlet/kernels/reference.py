@@ -16,7 +16,7 @@ from martlet.kernels.cache_view import CacheView
 from martlet.kernels.norm import Norm
 from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
-from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, TiledTensor, Weight
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,7 +42,7 @@ __all__ = [
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight as a float tensor of the given dtype."""
-    if isinstance(weight, QuantizedTensor | TiledTensor):
+    if isinstance(weight, QuantizedTensor | GroupedTensor | TiledTensor):
         return weight.dequantize(dtype)
     return weight.to(dtype)
 

@@ -9,7 +9,7 @@ import torch
 
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.plan import Phase, Plan
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight, Weight
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight, Weight
 
 __all__ = ["BlockSource", "BlockTransform", "Executor", "ResidentExecutor", "resident_nbytes"]
 
@@ -117,13 +117,13 @@ class ResidentExecutor:
         """Nothing is in the way."""
 
     def _load(self, weight: StoredWeight) -> StoredWeight:
-        if isinstance(weight, QuantizedTensor):
+        if isinstance(weight, QuantizedTensor | GroupedTensor):
             return weight.to(self.device)
         return weight.to(device=self.device, dtype=self.dtype)
 
 
 def resident_nbytes(weight: StoredWeight, dtype: torch.dtype) -> int:
     """Bytes that a stored weight takes once it is loaded for computing in ``dtype``."""
-    if isinstance(weight, QuantizedTensor):
+    if isinstance(weight, QuantizedTensor | GroupedTensor):
         return weight.nbytes
     return weight.numel() * dtype.itemsize
