@@ -15,7 +15,13 @@ from martlet.kernels.norm import Norm
 from martlet.kernels.pointwise import ACTIVATIONS
 from martlet.kernels.pointwise import norm as apply_norm
 from martlet.quantization.packing import tile_rows_of
-from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, TiledTensor, Weight
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    ObservedWeight,
+    QuantizedTensor,
+    TiledTensor,
+    Weight,
+)
 
 __all__ = ["embedding", "gated_linear", "linear", "linears", "logits"]
 
@@ -50,9 +56,10 @@ def linear(
     out = _product(_normal(x, norm), weight, bias)
     if activation is not None:
         out = ACTIVATIONS[activation](out)
-    if residual is not None:
-        out += residual
-    return out
+    if residual is None:
+        return out
+    # A gradient may need what stood there.
+    return out + residual if torch.is_grad_enabled() else out.add_(residual)
 
 
 def logits(x: Tensor, weight: Weight, *, norm: Norm | None = None) -> Tensor:
@@ -152,6 +159,9 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     out_features, in_features = weight.shape
     assert x.shape[-1] == in_features, f"{tuple(x.shape)} does not fit a weight {weight.shape}"
     assert bias is None or bias.shape == (out_features,)
+    if isinstance(weight, ObservedWeight):
+        weight.observe(x.reshape(-1, in_features))
+        return _product(x, weight.weight, bias)
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     rows = x.reshape(-1, in_features)
@@ -174,6 +184,8 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
         token_ids: (...) int64
         return: (..., hidden_size)
     """
+    if isinstance(weight, ObservedWeight):
+        return embedding(weight.weight, token_ids, dtype)
     if isinstance(weight, QuantizedTensor):
         rows = F.embedding(token_ids, weight.data).to(torch.float32)
         return (rows * weight.scale[token_ids].to(torch.float32)[..., None]).to(dtype)

@@ -16,7 +16,13 @@ from martlet.kernels.cache_view import CacheView
 from martlet.kernels.norm import Norm
 from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
-from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, TiledTensor, Weight
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    ObservedWeight,
+    QuantizedTensor,
+    TiledTensor,
+    Weight,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -44,7 +50,7 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight as a float tensor of the given dtype."""
     if isinstance(weight, QuantizedTensor | GroupedTensor | TiledTensor):
         return weight.dequantize(dtype)
-    return weight.to(dtype)
+    return dense(weight.weight, dtype) if isinstance(weight, ObservedWeight) else weight.to(dtype)
 
 
 def linear(

@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, TiledTensor, Weight
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    ObservedWeight,
+    QuantizedTensor,
+    TiledTensor,
+    Weight,
+)
 
 __all__ = ["linear"]
 
@@ -45,6 +51,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 def _rows(weight: Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     assert not isinstance(weight, TiledTensor), "tiles are for the GPU's own kernels"
+    assert not isinstance(weight, ObservedWeight), "the product has looked and taken it off"
     if isinstance(weight, QuantizedTensor | GroupedTensor):
         return weight.rows(start, stop).dequantize(dtype)
     return weight[start:stop].to(dtype)

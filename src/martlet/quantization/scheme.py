@@ -6,6 +6,7 @@ GPUs compute with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from martlet.quantization.packing import (
 
 __all__ = [
     "GroupedTensor",
+    "ObservedWeight",
     "QuantizedTensor",
     "StoredWeight",
     "TiledTensor",
@@ -253,8 +255,36 @@ def tiled(weight: QuantizedTensor | GroupedTensor) -> TiledTensor:
     return TiledTensor(data, scale, weight.shape, weight.format, groups)
 
 
+@dataclass(frozen=True, eq=False)
+class ObservedWeight:
+    """A matrix that computes as ``weight`` does and shows its inputs, for calibration.
+
+    ``observe`` is called with the input of every product, (rows, in_features), after the norm that
+    comes before it. Such a product is computed by torch, never by a fused kernel. Lookups in an
+    embedding have no input to show.
+    """
+
+    weight: Tensor | QuantizedTensor | GroupedTensor | TiledTensor
+    observe: Callable[[Tensor], None]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(out_features, in_features)."""
+        return self.weight.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        return self.weight.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self.weight.nbytes
+
+
 StoredWeight = Tensor | QuantizedTensor | GroupedTensor
-Weight = Tensor | QuantizedTensor | GroupedTensor | TiledTensor
+Weight = Tensor | QuantizedTensor | GroupedTensor | TiledTensor | ObservedWeight
 
 
 def weight_nbytes(weight: Weight) -> int:
