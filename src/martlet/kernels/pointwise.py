@@ -18,8 +18,8 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
     """Every row moved to mean 0 and scaled to variance 1, then ``* weight + bias``.
 
     Without a bias every row is divided by its root mean square, then ``* weight``. Its statistics
-    are float32; the quotient is rounded to the dtype of ``x`` before the weight comes in, as the
-    models were trained.
+    are float32 (float64 of float64); the quotient is rounded to the dtype of ``x`` before the
+    weight comes in, as the models were trained.
 
     Shapes:
         x: (..., hidden_size)
@@ -31,7 +31,7 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
         return elementwise.norm(x, parameters)
     if bias is not None:
         return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
-    wide = x.to(torch.float32)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return normal.to(x.dtype) * weight.to(x.dtype)
 

@@ -36,14 +36,25 @@ class _FinishArguments(ctypes.Structure):
 
 
 def can_norm(x: Tensor, parameters: Norm) -> bool:
-    """Whether ``norm`` takes this: on a GPU, all of one float type, at least one row."""
+    """Whether ``norm`` takes this: on a GPU, all of one float type, at least one row.
+
+    Torch's own operations compute what a gradient is asked of.
+    """
     return (
         x.is_cuda
         and x.numel() > 0
+        and not _wants_gradient(x, parameters)
         and x.dtype in ACTIVATION_TYPES
         and parameters.weight.dtype == x.dtype
         and (parameters.bias is None or parameters.bias.dtype == x.dtype)
     )
+
+
+def _wants_gradient(x: Tensor, parameters: Norm) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (x, parameters.weight, parameters.bias)
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def norm(x: Tensor, parameters: Norm) -> Tensor:
