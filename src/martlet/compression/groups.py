@@ -18,7 +18,7 @@ from martlet.quantization.formats import WeightFormat
 from martlet.quantization.nibbles import pack_nibbles
 from martlet.quantization.scheme import GroupedTensor
 
-__all__ = ["GroupScales", "assemble", "quantize_groups", "search_scales"]
+__all__ = ["GroupScales", "assemble", "nearest", "quantize_groups", "search_scales"]
 
 # Elements of the rows that are searched at a time: the passes over them stay in the caches.
 _TILE_ELEMENTS = 1 << 20
@@ -74,13 +74,8 @@ def quantize_groups(
     for start in range(0, rows, step):
         tile = weight[start : start + step].to(torch.float32)
         scales = search_scales(tile, format, name, candidates=candidates, importance=importance)
-        parts.append((scales, _nearest(tile, scales, format)))
-    zeros = [scales.zero for scales, _ in parts if scales.zero is not None]
-    joined = GroupScales(
-        torch.cat([scales.scale for scales, _ in parts]),
-        torch.cat([scales.row_scale for scales, _ in parts]),
-        torch.cat(zeros) if zeros else None,
-    )
+        parts.append((scales, nearest(tile, scales, format)))
+    joined = _joined([scales for scales, _ in parts])
     return assemble(torch.cat([integers for _, integers in parts]), joined, columns, format)
 
 
@@ -117,6 +112,15 @@ def search_scales(
     Raises:
         ModelFileError: a weight is infinite or not a number.
     """
+    step = max(1, _TILE_ELEMENTS // max(1, weight.shape[1]))
+    if weight.shape[0] > step:
+        tiles = weight.split(step)
+        return _joined(
+            [
+                search_scales(tile, format, name, candidates=candidates, importance=importance)
+                for tile in tiles
+            ]
+        )
     values, counts = _in_groups(weight, format, importance)
     if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
         row = int(torch.isfinite(values).all(-1).all(-1).logical_not().nonzero()[0, 0])
@@ -132,6 +136,15 @@ def search_scales(
     for _ in range(_REFINEMENTS):
         best.offer(*best.refined())
     return best.stored()
+
+
+def _joined(parts: list[GroupScales]) -> GroupScales:
+    zeros = [scales.zero for scales in parts if scales.zero is not None]
+    return GroupScales(
+        torch.cat([scales.scale for scales in parts]),
+        torch.cat([scales.row_scale for scales in parts]),
+        torch.cat(zeros) if zeros else None,
+    )
 
 
 def _in_groups(
@@ -228,7 +241,7 @@ def _levels(values: Tensor, step: Tensor, zero: Tensor, format: WeightFormat) ->
     return levels.round_().clamp_(lowest, highest)
 
 
-def _nearest(weight: Tensor, scales: GroupScales, format: WeightFormat) -> Tensor:
+def nearest(weight: Tensor, scales: GroupScales, format: WeightFormat) -> Tensor:
     """The integers of a matrix under scales that are settled."""
     values, _ = _in_groups(weight, format, None)
     zero = scales.centers(format)[..., None]
