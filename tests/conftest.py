@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from martlet.checkpoint.layout import PlannedBlock, PlannedTensor
+from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.writer import StoreContents, StoreWriter
-from martlet.compression.absmax import quantize_rows
+from martlet.compression.nearest import quantize_matrix
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import parse_format
 
 # One thread a process, here and in the programs that tests start: tests run side by side, and
 # threads beyond the cores wait for one another.
@@ -84,6 +85,7 @@ def write_model(
 ) -> Path:
     """A model folder of a family with random weights; norms are ones, so that nothing vanishes.
 
+    ``quantize`` is the format of the matrices, "none" leaves them float32.
     ``tokenizer`` is (kind, {name: file}), by default the published vocabulary of the family.
     """
     config = {**CONFIGS[family], **(config or {})}
@@ -91,12 +93,11 @@ def write_model(
         vocabulary = Path(str(files("martlet"))) / "zoo" / f"{family}-mini" / VOCABULARIES[family]
         tokenizer = (family, {vocabulary.name: vocabulary})
     specs = load_architecture(config).block_specs()
-    is_int8 = quantize == "int8"
+    format = parse_format(quantize)
     contents = StoreContents(
-        blocks=tuple(_planned(spec, is_int8) for spec in specs),
+        blocks=tuple(_planned(spec, format) for spec in specs),
         config=config,
         family=family,
-        quantize=quantize,
         tokenizer=tokenizer,
         generation=generation or {},
     )
@@ -113,25 +114,22 @@ def write_model(
                 ):
                     weight = torch.ones(tensor.shape)
                 name = spec.prefix + tensor.name
-                if is_int8 and tensor.kind != "other":
-                    quantized = quantize_rows(weight)
-                    writer.write(name, quantized.data)
-                    writer.write(name + "_scale", quantized.scale)
-                else:
-                    writer.write(name, weight)
+                if format is not None and tensor.kind != "other":
+                    weight = quantize_matrix(weight, format)
+                writer.write_weight(name, weight)
     return folder
 
 
-def _planned(spec, is_int8):
-    tensors = []
-    for tensor in spec.tensors:
-        name = spec.prefix + tensor.name
-        if is_int8 and tensor.kind != "other":
-            tensors.append(PlannedTensor(name, torch.int8, tensor.shape))
-            tensors.append(PlannedTensor(name + "_scale", torch.float32, tensor.shape[:1]))
-        else:
-            tensors.append(PlannedTensor(name, torch.float32, tensor.shape))
-    return PlannedBlock(spec.name, spec.prefix, tuple(tensors))
+def _planned(spec, format):
+    weights = (
+        PlannedWeight(
+            spec.prefix + tensor.name,
+            tensor.shape,
+            torch.float32 if format is None or tensor.kind == "other" else format,
+        )
+        for tensor in spec.tensors
+    )
+    return PlannedBlock(spec.name, spec.prefix, tuple(weights))
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from martlet.checkpoint.layout import PlannedBlock, PlannedTensor
+from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.store import open_store
 from martlet.checkpoint.writer import StoreContents, StoreWriter
+from martlet.compression.groups import quantize_groups
 from martlet.errors import DiskFullError, ModelFileError, ModelNotFoundError, UsageError
-from martlet.quantization.scheme import QuantizedTensor
+from martlet.quantization.formats import INT8, parse_format
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor
 
 FIXED = {"shared.weight": torch.randn(10, 4).half(), "final_layer_norm.weight": torch.ones(4)}
 LAYER = {
@@ -24,14 +26,18 @@ CONFIG = {"model_type": "t5", "d_model": 4}
 
 
 def planned(name: str, prefix: str, tensors: dict[str, torch.Tensor]) -> PlannedBlock:
-    entries = (PlannedTensor(prefix + key, t.dtype, tuple(t.shape)) for key, t in tensors.items())
-    return PlannedBlock(name, prefix, tuple(entries))
+    weights = (
+        PlannedWeight(prefix + key, tuple(t.shape), INT8 if t.dtype == torch.int8 else t.dtype)
+        for key, t in tensors.items()
+        if not key.endswith("_scale")
+    )
+    return PlannedBlock(name, prefix, tuple(weights))
 
 
 def contents(num_layers: int = 2, **changes: object) -> StoreContents:
     blocks = [planned("fixed", "", FIXED)]
     blocks += [planned(f"encoder.{i}", f"encoder.block.{i}.", LAYER) for i in range(num_layers)]
-    return StoreContents(tuple(blocks), CONFIG, "t5", "int8", **changes)  # type: ignore[arg-type]
+    return StoreContents(tuple(blocks), CONFIG, "t5", **changes)  # type: ignore[arg-type]
 
 
 def write(folder: Path, num_layers: int = 2, overwrite: bool = False, **changes: object) -> Path:
@@ -223,7 +229,7 @@ def test_a_truncated_file_is_refused_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(format_version=2), "format_version"),
+        (lambda m: m.update(format_version=3), "format_version"),
         (lambda m: m.update(family="bert"), "family"),
         (lambda m: m.update(quantize=1), "quantize"),
         (lambda m: m["blocks"].clear(), "blocks"),
@@ -247,3 +253,63 @@ def test_a_manifest_that_lies_is_refused(tmp_path: Path, change: object, reason:
     edit_manifest(folder, change)
     with pytest.raises(ModelFileError, match=reason):
         open_store(folder)
+
+
+def grouped(rows: int, columns: int, format: str) -> GroupedTensor:
+    found = parse_format(format)
+    assert found is not None
+    return quantize_groups(torch.randn(rows, columns), found)
+
+
+def write_groups(folder: Path, formats: dict[str, str], columns: int = 70) -> dict[str, object]:
+    """A folder with one block of a matrix for each format, and what was written."""
+    weights = {name: grouped(5, columns, format) for name, format in formats.items()}
+    planned = tuple(PlannedWeight(name, (5, columns), w.format) for name, w in weights.items())
+    with StoreWriter(
+        folder, StoreContents((PlannedBlock("fixed", "", planned),), CONFIG, "t5")
+    ) as writer:
+        for name, weight in weights.items():
+            assert writer.write_weight(name, weight) == weight.nbytes
+    return dict(weights)
+
+
+FORMATS = {
+    "a": "int4-g32",
+    "b": "int4-g64-asym",
+    "c": "int8-g128",
+}
+
+
+def test_groups_are_read_back_bit_for_bit(tmp_path: Path) -> None:
+    written = write_groups(tmp_path / "model", FORMATS)
+    store = open_store(tmp_path / "model")
+    assert store.quantize == "int4"
+    read = store.block("fixed")
+    assert list(read) == list(FORMATS)
+    for name, format in FORMATS.items():
+        one, other = written[name], read[name]
+        assert isinstance(one, GroupedTensor) and isinstance(other, GroupedTensor)
+        assert other.format.name == format and other.shape == (5, 70)
+        assert torch.equal(other.data, one.data)
+        assert torch.equal(other.dequantize(), one.dequantize())
+    assert [(w.name, w.format.name) for w in store.block_weights("fixed") if w.format] == list(
+        FORMATS.items()
+    )
+    entries = store.block_tensors("fixed")
+    assert [entry.name for entry in entries] == [
+        *("a", "a_scale", "a_row_scale"),
+        *("b", "b_scale", "b_zero", "b_row_scale"),
+        *("c", "c_scale", "c_row_scale"),
+    ]
+    store.verify()
+
+
+def test_only_a_folder_with_groups_asks_for_a_reader_that_knows_them(tmp_path: Path) -> None:
+    write_groups(tmp_path / "new", FORMATS)
+    write(tmp_path / "old")
+    new, old = (
+        json.loads((tmp_path / name / "martlet.json").read_text()) for name in ("new", "old")
+    )
+    assert (new["format_version"], old["format_version"]) == (2, 1)
+    assert new["formats"]["b"] == {"format": "int4-g64-asym", "shape": [5, 70]}
+    assert "formats" not in old and "compression" not in old

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 
-import torch
-
 from martlet.checkpoint.manifest import BlockEntry
+from martlet.checkpoint.planned import PlannedBlock, PlannedTensor
 from martlet.checkpoint.safetensors import DTYPE_NAMES
 
 __all__ = [
@@ -16,8 +14,6 @@ __all__ = [
     "MAX_FILE_BYTES",
     "TENSOR_ALIGNMENT_BYTES",
     "FileLayout",
-    "PlannedBlock",
-    "PlannedTensor",
     "plan_files",
 ]
 
@@ -25,29 +21,6 @@ BLOCK_ALIGNMENT_BYTES = 4096
 TENSOR_ALIGNMENT_BYTES = 64
 MAX_FILE_BYTES = 4 << 30
 PAD_PREFIX = "__pad__."
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor that will be written; ``name`` is as in the file."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class PlannedBlock:
-    """Tensors that will lie next to each other, in this order."""
-
-    name: str
-    prefix: str
-    tensors: tuple[PlannedTensor, ...]
 
 
 @dataclass(frozen=True)

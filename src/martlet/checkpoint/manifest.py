@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from martlet.checkpoint.names import MANIFEST_NAME
 from martlet.checkpoint.safetensors import MAX_ENTRIES, check_tensor_name
 from martlet.checkpoint.shards import plain_file_name, read_json_object
 from martlet.errors import ModelFileError
+from martlet.quantization.formats import WeightFormat, parse_format
 
 __all__ = [
     "FAMILIES",
@@ -18,16 +19,19 @@ __all__ = [
     "MANIFEST_NAME",
     "BlockEntry",
     "FileEntry",
+    "FormatEntry",
     "Manifest",
     "TokenizerEntry",
     "read_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read. Written is 1 unless there are groups, so that older readers can read."""
 FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "llama", "t5")
-_QUANTIZE = ("none", "int8")
+_QUANTIZE = ("none", "int8", "int4")
 _MAX_BLOCKS = 10_000
 _MAX_OFFSET = 1 << 50
+_MAX_SIDE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -65,24 +69,44 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class FormatEntry:
+    """The format of a matrix of integers with groups, and its shape (out_features, in_features)."""
+
+    format: WeightFormat
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The whole manifest, checked."""
+    """The whole manifest, checked.
+
+    ``formats`` has the matrices with groups by their names in the file; all others tell by
+    themselves what they are. ``compression`` says how the weights came to be, in no fixed fields.
+    """
 
     family: str
     quantize: str
     tokenizer: TokenizerEntry | None
     blocks: tuple[BlockEntry, ...]
     files: Mapping[str, FileEntry]
+    formats: Mapping[str, FormatEntry] = field(default_factory=dict)
+    compression: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that martlet.json holds."""
+        formats = {
+            name: {"format": entry.format.name, "shape": list(entry.shape)}
+            for name, entry in self.formats.items()
+        }
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": 2 if formats else 1,
             "family": self.family,
             "quantize": self.quantize,
             "tokenizer": None if self.tokenizer is None else asdict(self.tokenizer),
             "blocks": [asdict(block) for block in self.blocks],
             "files": {name: asdict(entry) for name, entry in self.files.items()},
+            **({"formats": formats} if formats else {}),
+            **({"compression": dict(self.compression)} if self.compression else {}),
         }
 
 
@@ -94,9 +118,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     raw = read_json_object(path)
     version = raw.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: format_version is {version!r:.40}, this Martlet reads {FORMAT_VERSION}"
+            f"{path}: format_version is {version!r:.40}, this Martlet reads 1 to {FORMAT_VERSION}; "
+            f"if it is higher, a newer Martlet wrote the folder"
         )
     check = _Check(path)
     manifest = Manifest(
@@ -105,7 +130,10 @@ def read_manifest(path: Path) -> Manifest:
         tokenizer=_tokenizer(check, raw.get("tokenizer")),
         blocks=tuple(_block(check, item) for item in check.items(raw, "blocks", _MAX_BLOCKS)),
         files=_files(check, raw.get("files")),
+        formats=_formats(check, raw.get("formats", {})),
+        compression=check.mapping(raw.get("compression", {}), "compression"),
     )
+    _check_formats(check, manifest, version)
     _check_names(check, manifest)
     return manifest
 
@@ -188,6 +216,42 @@ def _files(check: _Check, value: object) -> dict[str, FileEntry]:
             raise check.fail(f"the sha256 of {name!r:.40} is {digest!r:.80}")
         files[check.file_name(name)] = FileEntry(check.size(raw, "size_bytes"), digest)
     return files
+
+
+def _formats(check: _Check, value: object) -> dict[str, FormatEntry]:
+    formats = {}
+    for name, entry in check.mapping(value, "formats").items():
+        raw = check.mapping(entry, f"formats entry {name!r:.40}")
+        text, shape = raw.get("format"), raw.get("shape")
+        format = parse_format(text) if isinstance(text, str) else None
+        # A name has one spelling here: "int4" alone is for people.
+        if format is None or format.name != text or format.group_size is None:
+            raise check.fail(
+                f"the format of {name!r:.80} is {text!r:.40}, "
+                f"expected int4-gN, int4-gN-asym or int8-gN with N 32, 64 or 128"
+            )
+        if (
+            not isinstance(shape, list)
+            or len(shape) != 2
+            or not all(type(side) is int and 0 < side <= _MAX_SIDE for side in shape)
+        ):
+            raise check.fail(f"the shape of {name!r:.80} is {shape!r:.40}, not two sizes")
+        formats[name] = FormatEntry(format, (shape[0], shape[1]))
+    return formats
+
+
+def _check_formats(check: _Check, manifest: Manifest, version: int) -> None:
+    if manifest.formats and version == 1:
+        raise check.fail("has formats, which format_version 1 does not know")
+    listed = {name for block in manifest.blocks for name in block.tensors}
+    if missing := manifest.formats.keys() - listed:
+        raise check.fail(f"formats names {min(missing)!r:.80}, which is in no block")
+    bits = {entry.format.bits for entry in manifest.formats.values()}
+    allowed = (f"int{min(bits)}",) if bits else ("none", "int8")
+    if manifest.quantize not in allowed:
+        raise check.fail(
+            f"quantize is {manifest.quantize}, but by formats it would be {' or '.join(allowed)}"
+        )
 
 
 def _check_names(check: _Check, manifest: Manifest) -> None:

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from martlet.checkpoint.listed import listed_weights
 from martlet.checkpoint.manifest import (
     MANIFEST_NAME,
-    BlockEntry,
     Manifest,
     TokenizerEntry,
     read_manifest,
 )
-from martlet.checkpoint.safetensors import Header, TensorEntry, TensorMap, read_header
+from martlet.checkpoint.planned import PlannedWeight, assembled
+from martlet.checkpoint.safetensors import Header, TensorMap, read_header
 from martlet.checkpoint.shards import inside_folder, read_json_object
 from martlet.errors import ModelFileError, ModelNotFoundError
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["SCALE_SUFFIX", "BlockTensor", "Store", "VerifyProgress", "open_store"]
+__all__ = ["BlockTensor", "Store", "VerifyProgress", "open_store"]
 
-SCALE_SUFFIX = "_scale"
 GENERATION_NAME = "generation_config.json"
 _HASH_CHUNK_BYTES = 8 << 20
 
@@ -41,7 +41,7 @@ VerifyProgress = Callable[[int, int, str], None]
 class BlockTensor:
     """One tensor of a block, for executors that move a block as one run of bytes.
 
-    ``name`` is the key inside the block; the scale of an int8 tensor is an entry of its own.
+    ``name`` is the key inside the block; scales and zeros of integers are entries of their own.
 
     Units:
         offset: bytes from the start of the block.
@@ -60,9 +60,16 @@ class Store:
     ``generation`` holds the sampling defaults that came with the model, empty if there are none.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, maps: dict[str, TensorMap]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        maps: dict[str, TensorMap],
+        weights: dict[str, tuple[PlannedWeight, ...]],
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._weights = weights
         self._maps = maps
         self._blocks = {block.name: block for block in manifest.blocks}
         self.config: dict[str, Any] = read_json_object(folder / "config.json")
@@ -78,7 +85,7 @@ class Store:
 
     @property
     def quantize(self) -> str:
-        """What the weights are: "int8" or "none"."""
+        """The narrowest integers among the weights: "int4", "int8" or "none"."""
         return self.manifest.quantize
 
     @property
@@ -125,20 +132,18 @@ class Store:
             for full_name in block.tensors
         )
 
+    def block_weights(self, name: str) -> tuple[PlannedWeight, ...]:
+        """Shape and format of each weight of a block, in file order; names are as in the file."""
+        return self._weights[name]
+
     def block(self, name: str) -> dict[str, StoredWeight]:
         """The weights of a block by their names inside it; no byte is copied."""
         block = self._blocks[name]
         tensors = self._maps[block.file]
-        weights: dict[str, StoredWeight] = {}
-        listed = set(block.tensors)
-        for full_name in block.tensors:
-            if full_name.removesuffix(SCALE_SUFFIX) in listed and full_name.endswith(SCALE_SUFFIX):
-                continue
-            weight: StoredWeight = tensors[full_name]
-            if full_name + SCALE_SUFFIX in listed:
-                weight = QuantizedTensor(tensors[full_name], tensors[full_name + SCALE_SUFFIX])
-            weights[full_name.removeprefix(block.prefix)] = weight
-        return weights
+        return {
+            weight.name.removeprefix(block.prefix): assembled(weight, tensors)
+            for weight in self._weights[name]
+        }
 
     def forget(self) -> None:
         """Give back the memory of all pages touched so far; weights stay valid."""
@@ -186,17 +191,21 @@ def open_store(folder: Path) -> Store:
                 f"{path}: {path.stat().st_size:,} bytes, the manifest says {entry.size_bytes:,}; "
                 f"convert or download it again"
             )
-    weights = {block.file for block in manifest.blocks}
+    weight_files = {block.file for block in manifest.blocks}
     for name, entry in manifest.files.items():
-        if name not in weights:
+        if name not in weight_files:
             # Cheap, and a vocabulary with two words exchanged is not found out in any other way.
             _check_digest(folder / name, entry.sha256)
     headers: dict[str, Header] = {}
+    weights: dict[str, tuple[PlannedWeight, ...]] = {}
     for block in manifest.blocks:
         if block.file not in headers:
             headers[block.file] = read_header(folder / block.file)
-        _check_block(manifest_path, block, headers[block.file])
-    return Store(folder, manifest, {name: TensorMap(header) for name, header in headers.items()})
+        weights[block.name] = listed_weights(
+            manifest_path, block, headers[block.file], manifest.formats
+        )
+    maps = {name: TensorMap(header) for name, header in headers.items()}
+    return Store(folder, manifest, maps, weights)
 
 
 def _check_digest(
@@ -212,37 +221,4 @@ def _check_digest(
         raise ModelFileError(
             f"{path}: sha256 is {digest.hexdigest()}, the manifest says {sha256}; "
             f"the file has changed, convert or download it again"
-        )
-
-
-def _check_block(path: Path, block: BlockEntry, header: Header) -> None:
-    end = block.offset + block.nbytes
-    if block.offset < header.data_offset or end > header.size_bytes:
-        raise ModelFileError(
-            f"{path}: block {block.name} is bytes {block.offset:,} to {end:,} of {block.file}, "
-            f"whose data are bytes {header.data_offset:,} to {header.size_bytes:,}"
-        )
-    listed = set(block.tensors)
-    for name in block.tensors:
-        entry = header.tensors.get(name)
-        if entry is None:
-            raise ModelFileError(f"{path}: {block.file} has no tensor {name} of {block.name}")
-        if entry.offset < block.offset or entry.offset + entry.nbytes > end:
-            raise ModelFileError(f"{path}: {name} lies outside its block {block.name}")
-        if name + SCALE_SUFFIX in listed and name + SCALE_SUFFIX in header.tensors:
-            _check_scale(path, entry, header.tensors[name + SCALE_SUFFIX])
-        elif entry.dtype == torch.int8:
-            raise ModelFileError(f"{path}: {name} is int8 but has no {name}{SCALE_SUFFIX}")
-
-
-def _check_scale(path: Path, entry: TensorEntry, scale: TensorEntry) -> None:
-    if (
-        entry.dtype != torch.int8
-        or len(entry.shape) != 2
-        or scale.shape != entry.shape[:1]
-        or scale.dtype not in (torch.float32, torch.float16)
-    ):
-        raise ModelFileError(
-            f"{path}: {scale.name} is {scale.dtype} {list(scale.shape)}, which does not fit "
-            f"{entry.name}, {entry.dtype} {list(entry.shape)}"
         )

@@ -19,20 +19,21 @@ from torch import Tensor
 from martlet.checkpoint.layout import (
     MAX_FILE_BYTES,
     FileLayout,
-    PlannedBlock,
-    PlannedTensor,
     plan_files,
 )
 from martlet.checkpoint.manifest import (
     FAMILIES,
     MANIFEST_NAME,
     FileEntry,
+    FormatEntry,
     Manifest,
     TokenizerEntry,
 )
+from martlet.checkpoint.planned import PlannedBlock, PlannedTensor, stored_tensors
 from martlet.checkpoint.staging import disk_errors, require_space, staged_folder, sync_path
 from martlet.checkpoint.store import GENERATION_NAME
 from martlet.errors import UsageError
+from martlet.quantization.scheme import StoredWeight, weight_nbytes
 
 __all__ = ["StoreContents", "StoreWriter", "check_destination"]
 
@@ -44,16 +45,34 @@ _SLACK_BYTES = 1 << 20  # manifest, configuration and what the filesystem needs 
 class StoreContents:
     """All that a model folder will hold, except the numbers themselves.
 
-    ``tokenizer`` is (kind, {name in the folder: file to copy}), or None.
+    ``tokenizer`` is (kind, {name in the folder: file to copy}), or None. ``compression`` says how
+    the weights came to be: a JSON object, shown to people and read by nothing else.
     """
 
     blocks: tuple[PlannedBlock, ...]
     config: Mapping[str, Any]
     family: str
-    quantize: str = "none"
     tokenizer: tuple[str, Mapping[str, Path]] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     max_file_bytes: int = MAX_FILE_BYTES
+    compression: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def formats(self) -> dict[str, FormatEntry]:
+        """The matrices with groups, by their names in the file."""
+        return {
+            weight.name: FormatEntry(weight.format, (weight.shape[0], weight.shape[1]))
+            for block in self.blocks
+            for weight in block.weights
+            if weight.format is not None and weight.format.group_size is not None
+        }
+
+    @property
+    def quantize(self) -> str:
+        """The narrowest integers among the weights: "int4", "int8" or "none"."""
+        weights = (weight for block in self.blocks for weight in block.weights)
+        bits = {weight.format.bits for weight in weights if weight.format is not None}
+        return f"int{min(bits)}" if bits else "none"
 
 
 class StoreWriter:
@@ -122,6 +141,12 @@ class StoreWriter:
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             self._file.write(flat.numpy().data)
 
+    def write_weight(self, name: str, weight: StoredWeight) -> int:
+        """Write all tensors of the next weight of the plan; the number of their bytes."""
+        for part, tensor in stored_tensors(name, weight):
+            self.write(part, tensor)
+        return weight_nbytes(weight)
+
     def _open_file(self, layout: FileLayout) -> None:
         self._complete_file()
         self._file = _HashedFile(self._folder / layout.name)
@@ -155,6 +180,8 @@ class StoreWriter:
             tokenizer=tokenizer,
             blocks=tuple(block for layout in self.layouts for block in layout.blocks),
             files=self._files,
+            formats=self.contents.formats,
+            compression=self.contents.compression,
         )
         self._write_json(MANIFEST_NAME, manifest.to_json())
         check_destination(self.destination, overwrite=self._overwrite)

@@ -85,18 +85,8 @@ def describe(name: str, store: Store) -> dict[str, Any]:
 
 
 def _num_parameters(store: Store, block: str) -> int:
-    """Weights of a block; the scales of int8 matrices are not weights."""
-    from martlet.checkpoint.store import SCALE_SUFFIX
-
-    tensors = store.block_tensors(block)
-    names = {tensor.name for tensor in tensors}
-    return sum(
-        math.prod(tensor.shape)
-        for tensor in tensors
-        if not (
-            tensor.name.endswith(SCALE_SUFFIX) and tensor.name.removesuffix(SCALE_SUFFIX) in names
-        )
-    )
+    """Weights of a block; scales and zeros of integers are not weights."""
+    return sum(math.prod(weight.shape) for weight in store.block_weights(block))
 
 
 def _summary(blocks: Sequence[dict[str, Any]]) -> str:

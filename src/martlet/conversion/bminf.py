@@ -21,10 +21,11 @@ from martlet.checkpoint.mapped import MappedFile
 from martlet.checkpoint.safetensors import MAX_ENTRIES, check_tensor_name
 from martlet.conversion.bminf_names import LAYOUTS, Layout, Recipe
 from martlet.conversion.settings import Gpt2Sizes, T5Sizes, gpt2_config, t5_config, t5_family
-from martlet.conversion.source import TokenizerFiles
+from martlet.conversion.source import StoredForm, TokenizerFiles
 from martlet.conversion.table import StoredTensor, TensorTable
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.errors import ModelFileError
+from martlet.quantization.formats import INT8
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["BMInfSource", "parse_records"]
@@ -144,14 +145,14 @@ class BMInfSource:
             self.family, self.config["vocab_size"], [path.parent], tokenizer
         )
 
-    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
-        """Element type of a tensor, and of its scales if it is int8."""
+    def stored_as(self, name: str) -> StoredForm:
+        """The float type of a tensor, or int8 with the type of its scales."""
         recipe, layer = self._recipe(name)
         record = recipe.names[0].format(layer)
         dtype = self._table.find(record).dtype
         if dtype != torch.int8:
-            return dtype, None
-        return dtype, self._table.find(self._layout.scale_name(record)).dtype
+            return StoredForm(dtype)
+        return StoredForm(INT8, self._table.find(self._layout.scale_name(record)).dtype)
 
     def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name; int8 ones with their scales, as they are."""

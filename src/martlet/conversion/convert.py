@@ -12,21 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from martlet.checkpoint.layout import PlannedBlock, PlannedTensor
-from martlet.checkpoint.store import SCALE_SUFFIX
+from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
-from martlet.compression.absmax import QUANTIZED_KINDS, quantize_rows
+from martlet.compression.absmax import QUANTIZED_KINDS
+from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
 from martlet.conversion.detect import open_source
 from martlet.conversion.source import Source
 from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.quantization.formats import WeightFormat, parse_format
+from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["ConversionReport", "Progress", "Quantize", "StoredFloat", "convert"]
+__all__ = ["ConversionReport", "Progress", "StoredFloat", "convert"]
 
-Quantize = Literal["none", "int8"]
 StoredFloat = Literal["float32", "float16", "bfloat16"]
 Progress = Callable[[int, int, str], None]
 """Called with (bytes written, bytes in all, name of the tensor) after each tensor."""
@@ -60,7 +60,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     src: Path,
     dst: Path,
     *,
-    quantize: Quantize = "none",
+    quantize: str = "none",
     dtype: StoredFloat | None = None,
     tokenizer: Path | None = None,
     num_heads: int | None = None,
@@ -88,7 +88,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     tokenizer = None if tokenizer is None else Path(tokenizer)
     source = open_source(src, tokenizer=tokenizer, num_heads=num_heads)
     specs = load_architecture(source.config).block_specs()
-    target = _Target(source, quantize == "int8", None if dtype is None else _FLOATS[dtype])
+    target = _Target(source, parse_format(quantize), None if dtype is None else _FLOATS[dtype])
     contents = target.contents(specs)
     total = sum(tensor.nbytes for block in contents.blocks for tensor in block.tensors)
     done = 0
@@ -99,7 +99,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         StoreWriter(dst, contents, overwrite=overwrite) as writer,
     ):
         for name, weight in target.weights(specs):
-            done += _write(writer, name, weight)
+            done += writer.write_weight(name, weight)
             num_tensors += 1
             if progress is not None:
                 progress(done, total, name)
@@ -116,8 +116,11 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
 
 
 def _check_options(quantize: str, dtype: str | None) -> None:
-    if quantize not in ("none", "int8"):
-        raise UsageError(f"quantize is {quantize!r}, expected none or int8")
+    if quantize != "none" and parse_format(quantize) is None:
+        raise UsageError(
+            f"quantize is {quantize!r:.40}, expected none, int8, int4, int8-gN, int4-gN or "
+            f"int4-gN-asym with N 32, 64 or 128"
+        )
     if dtype is not None and dtype not in _FLOATS:
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATS)}")
 
@@ -127,31 +130,23 @@ class _Target:
     """Which form each tensor of a source takes in the model folder."""
 
     source: Source
-    to_int8: bool
+    quantize: WeightFormat | None
     dtype: torch.dtype | None
 
     def contents(self, specs: Sequence[BlockSpec]) -> StoreContents:
         """The model folder to be, numbers aside."""
         source, tokenizer = self.source, self.source.tokenizer
-        blocks = tuple(self._plan(spec) for spec in specs)
         return StoreContents(
-            blocks=blocks,
+            blocks=tuple(self._plan(spec) for spec in specs),
             config=source.config,
             family=source.family,
-            quantize="int8" if any(_has_int8(block) for block in blocks) else "none",
             tokenizer=(tokenizer.kind, tokenizer.files) if tokenizer else None,
             generation=source.generation,
         )
 
     def _plan(self, block: BlockSpec) -> PlannedBlock:
-        tensors: list[PlannedTensor] = []
-        for spec in block.tensors:
-            name = block.prefix + spec.name
-            dtype, scale_dtype = self._stored_as(name, spec)
-            tensors.append(PlannedTensor(name, dtype, spec.shape))
-            if scale_dtype is not None:
-                tensors.append(PlannedTensor(name + SCALE_SUFFIX, scale_dtype, spec.shape[:1]))
-        return PlannedBlock(block.name, block.prefix, tuple(tensors))
+        weights = (self._planned(block.prefix + spec.name, spec) for spec in block.tensors)
+        return PlannedBlock(block.name, block.prefix, tuple(weights))
 
     def weights(self, specs: Sequence[BlockSpec]) -> Iterator[tuple[str, StoredWeight]]:
         """Every tensor in the order of the file, one at a time."""
@@ -160,15 +155,17 @@ class _Target:
                 name = block.prefix + spec.name
                 yield name, self._weight(name, spec)
 
-    def _stored_as(self, name: str, spec: TensorSpec) -> tuple[torch.dtype, torch.dtype | None]:
-        dtype, scale_dtype = self.source.stored_as(name)
-        if scale_dtype is not None:
-            return dtype, scale_dtype
-        if not dtype.is_floating_point:
-            raise ModelFileError(f"{name} is {dtype}, expected a float type")
-        if self.to_int8 and spec.kind in QUANTIZED_KINDS:
-            return torch.int8, torch.float32
-        return self.dtype or (torch.float32 if dtype == torch.float64 else dtype), None
+    def _planned(self, name: str, spec: TensorSpec) -> PlannedWeight:
+        stored = self.source.stored_as(name)
+        form = stored.form
+        if isinstance(form, WeightFormat):
+            return PlannedWeight(name, spec.shape, form, stored.scale_dtype)
+        if not form.is_floating_point:
+            raise ModelFileError(f"{name} is {form}, expected a float type")
+        if self.quantize is not None and spec.kind in QUANTIZED_KINDS:
+            return PlannedWeight(name, spec.shape, self.quantize)
+        kept = torch.float32 if form == torch.float64 else form
+        return PlannedWeight(name, spec.shape, self.dtype or kept)
 
     def _weight(self, name: str, spec: TensorSpec) -> StoredWeight:
         weight = self.source.tensor(name)
@@ -177,13 +174,12 @@ class _Target:
                 f"{name} has shape {list(weight.shape)}, the configuration asks for "
                 f"{list(spec.shape)}"
             )
-        dtype, scale_dtype = self._stored_as(name, spec)
-        if isinstance(weight, QuantizedTensor):
+        if not isinstance(weight, Tensor):
             return weight
-        assert isinstance(weight, Tensor), "sources hold no groups yet"
-        if scale_dtype is not None:
-            return quantize_rows(weight, name)
-        return _cast(weight, dtype, name)
+        form = self._planned(name, spec).form
+        if isinstance(form, WeightFormat):
+            return quantize_matrix(weight, form, name, candidates=SEARCHED_RANGES)
+        return _cast(weight, form, name)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -195,17 +191,3 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
             f"{name}: a weight does not fit into {dtype}, or is not finite; keep {tensor.dtype}"
         )
     return cast
-
-
-def _write(writer: StoreWriter, name: str, weight: StoredWeight) -> int:
-    if isinstance(weight, QuantizedTensor):
-        writer.write(name, weight.data)
-        writer.write(name + SCALE_SUFFIX, weight.scale)
-    else:
-        assert isinstance(weight, Tensor), "sources hold no groups yet"
-        writer.write(name, weight)
-    return weight.nbytes
-
-
-def _has_int8(block: PlannedBlock) -> bool:
-    return any(tensor.dtype == torch.int8 for tensor in block.tensors)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from martlet.checkpoint.shards import read_json_object, read_shard_index
 from martlet.conversion.settings import CPM1_SPECIAL_IDS, EVA_SPECIAL_IDS
-from martlet.conversion.source import TokenizerFiles
+from martlet.conversion.source import StoredForm, TokenizerFiles
 from martlet.conversion.table import StoredTensor, TensorTable, safetensors_table
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.conversion.torch_files import torch_table
@@ -98,9 +96,9 @@ class HuggingFaceSource:
         if _has_own_head(raw) and "lm_head.weight" in self._table:
             self.config.update(tie_word_embeddings=False, scale_decoder_outputs=False)
 
-    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
-        """Element type of a tensor; it is float."""
-        return self._find(name).dtype, None
+    def stored_as(self, name: str) -> StoredForm:
+        """The float type of a tensor."""
+        return StoredForm(self._find(name).dtype)
 
     def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name, turned round where the file keeps (in, out)."""

@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from martlet.checkpoint.shards import read_json_object
 from martlet.conversion.settings import Gpt2Sizes, T5Sizes, gpt2_config, t5_config, t5_family
 from martlet.conversion.shards import Piece, Shards
-from martlet.conversion.source import TokenizerFiles
+from martlet.conversion.source import StoredForm, TokenizerFiles
 from martlet.conversion.table import TensorTable
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.conversion.torch_files import section_table
@@ -172,9 +170,9 @@ class MegatronSource:
             self.family, self.config["vocab_size"], _places(path, files), tokenizer
         )
 
-    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
-        """Element type of a tensor; it is float."""
-        return self._shards.dtype(self._piece(name).name), None
+    def stored_as(self, name: str) -> StoredForm:
+        """The float type of a tensor."""
+        return StoredForm(self._shards.dtype(self._piece(name).name))
 
     def tensor(self, name: str) -> StoredWeight:
         """The joined tensor of that name."""

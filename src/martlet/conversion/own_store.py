@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from martlet.checkpoint.store import Store
-from martlet.conversion.source import TokenizerFiles
+from martlet.conversion.source import StoredForm, TokenizerFiles
 from martlet.conversion.tokenizer_files import find_tokenizer
 from martlet.errors import ModelFileError
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["StoreSource"]
 
@@ -34,24 +32,24 @@ class StoreSource:
             self.tokenizer = TokenizerFiles(store.tokenizer.kind, files)
         self._store = store
         self._weights: dict[str, StoredWeight] = {}
+        self._forms: dict[str, StoredForm] = {}
         for block in store.manifest.blocks:
             for name, weight in store.block(block.name).items():
                 self._weights[block.prefix + name] = weight
+            for planned in store.block_weights(block.name):
+                self._forms[planned.name] = StoredForm(planned.form, planned.scale_dtype)
 
-    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
-        """Element type of a tensor, and of its scales if it is int8."""
-        weight = self._find(name)
-        if isinstance(weight, QuantizedTensor):
-            return weight.data.dtype, weight.scale.dtype
-        assert isinstance(weight, torch.Tensor), "model folders hold no groups yet"
-        return weight.dtype, None
+    def stored_as(self, name: str) -> StoredForm:
+        """The float type of a tensor, or the format of its integers."""
+        self._check(name)
+        return self._forms[name]
 
     def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name, as it is."""
         self._store.forget()
-        return self._find(name)
+        self._check(name)
+        return self._weights[name]
 
-    def _find(self, name: str) -> StoredWeight:
+    def _check(self, name: str) -> None:
         if name not in self._weights:
             raise ModelFileError(f"{self._store.folder}: has no tensor {name}")
-        return self._weights[name]

@@ -8,9 +8,21 @@ from typing import Any, Protocol
 
 import torch
 
+from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["Source", "TokenizerFiles"]
+__all__ = ["Source", "StoredForm", "TokenizerFiles"]
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """What the numbers of a tensor are at the source: a float type, or a format of integers.
+
+    ``scale_dtype`` is that of int8 rows; the scales of groups are float16 always.
+    """
+
+    form: WeightFormat | torch.dtype
+    scale_dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Source(Protocol):
     generation: dict[str, Any]
     tokenizer: TokenizerFiles | None
 
-    def stored_as(self, name: str) -> tuple[torch.dtype, torch.dtype | None]:
-        """Element type of a tensor, and that of its scales if it is int8 already; reads no data.
+    def stored_as(self, name: str) -> StoredForm:
+        """What the numbers of a tensor are, as ``tensor`` will return them; reads no data.
 
         Raises:
             ModelFileError: the source has no such tensor.
@@ -50,9 +62,9 @@ class Source(Protocol):
     def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name in our model folder, merged, cut and turned as our layout has it.
 
-        Linear weights come as (out_features, in_features). A source that is int8 already gives a
-        QuantizedTensor. The caller drops it before it asks for the next one, because a source may
-        give back the memory behind it then.
+        Linear weights come as (out_features, in_features). A source of integers gives a
+        QuantizedTensor or a GroupedTensor. The caller drops it before it asks for the next one,
+        because a source may give back the memory behind it then.
 
         Raises:
             ModelFileError: the source has no such tensor, or it has the wrong shape or type.
