@@ -34,6 +34,25 @@ def test_a_decode_step_reads_decoder_and_head_but_neither_encoder_nor_cross_keys
     assert floats.weights == 2 * 2 * (matrices + 3 * width) + 2 * 640 * width
 
 
+# Bytes of scales and zeros of a row of 64, 128 and 256 inputs.
+@pytest.mark.parametrize(
+    ("quantize", "groups_bytes"),
+    [
+        ("int4", {64: 4, 128: 8, 256: 16}),
+        ("int4-g64-asym", {64: 4, 128: 8, 256: 16}),
+        ("int4-g128", {64: 2, 128: 2, 256: 4}),
+    ],
+)
+def test_groups_count_with_their_scales_and_zeros(quantize, groups_bytes):
+    architecture = load_architecture(T5)
+    # q k v q, o o, wi_0 wi_1, wo of two blocks, and the head
+    layer = [*4 * [(64, 128)], *2 * [(128, 64)], *2 * [(256, 128)], (128, 256)]
+    matrices = [*2 * layer, (640, 128)]
+    wanted = sum(rows * (columns // 2 + groups_bytes[columns] + 4) for rows, columns in matrices)
+    step = step_bytes(architecture, resident_plan(architecture), quantize, 2)
+    assert step.weights == wanted + 2 * 3 * 128 * 2
+
+
 def test_a_tied_table_counts_as_the_head():
     tied = load_architecture({**T5, "tie_word_embeddings": True})
     untied = load_architecture(T5)

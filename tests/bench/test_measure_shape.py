@@ -60,12 +60,15 @@ TINY = {
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("quantize", ["int8", "none"])
-def test_every_kind_of_shape_is_measured_in_both_forms(name, quantize):
+@pytest.mark.parametrize(
+    ("quantize", "form"),
+    [("int8", "int8"), ("none", "float32"), ("int4", "int4-g32"), ("int4-g64-asym",) * 2],
+)
+def test_every_kind_of_shape_is_measured_in_every_form(name, quantize, form):
     setting = Setting(device="cpu", quantize=quantize)
     record = measure_shape(TINY[name], setting, SMALL, "bminf", "martlet bench")
     assert record.shape == TINY[name].name
-    assert record.quantize == ("int8" if quantize == "int8" else "float32")
+    assert record.quantize == form
     assert (record.encode_seconds is not None) == (name == "t5")
     assert record.decode_tokens_per_second > 0
     json.dumps(asdict(record), allow_nan=False)
@@ -142,6 +145,11 @@ def test_more_tokens_than_positions_are_refused(name):
     with pytest.raises(UsageError, match="context of 16"):
         open_shape(TINY[name], CPU, Workload(prompt_tokens=12, output_tokens=6))
     open_shape(TINY[name], CPU, Workload(prompt_tokens=12, output_tokens=5))
+
+
+def test_a_form_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="quantize is 'int3'; it must be none, int8, int4"):
+        Setting(quantize="int3")
 
 
 def test_too_little_memory_is_an_error_before_anything_is_made():

@@ -4,8 +4,8 @@ import torch
 from martlet.bench.random_source import RandomSource
 from martlet.memory.layout import TensorForm, lay_out_part, view_part
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT8, parse_format
 from martlet.quantization.packing import padded_shape, unpack_tiles
-from martlet.quantization.scheme import QuantizedTensor
 
 T5 = {
     "model_type": "t5",
@@ -28,9 +28,12 @@ GPT2 = {
 }
 
 
-def lay_out(name, tensors):
-    """A part with int8 matrices, the rest float16."""
-    forms = [TensorForm(t.name, t.shape, t.kind != "other") for t in tensors]
+FORMATS = ("int8", "int8-g64", "int4", "int4-g128", "int4-g32-asym")
+
+
+def lay_out(name, tensors, format=INT8):
+    """A part with matrices of integers, the rest float16."""
+    forms = [TensorForm(t.name, t.shape, None if t.kind == "other" else format) for t in tensors]
     return lay_out_part(name, name.removesuffix(".once"), forms, torch.float16)
 
 
@@ -38,10 +41,10 @@ def blocks_of(config):
     return {block.name: block for block in load_architecture(config).block_specs()}
 
 
-def filled(config, name, **options):
+def filled(config, name, format=INT8, **options):
     architecture = load_architecture(config)
     tensors = {block.name: block.tensors for block in architecture.block_specs()}
-    layout = lay_out(name, tensors[name.removesuffix(".once")])
+    layout = lay_out(name, tensors[name.removesuffix(".once")], format)
     out = torch.full((layout.nbytes,), 0xEE, dtype=torch.uint8)
     RandomSource(architecture, **options).fill(layout, out)
     return layout, out
@@ -77,14 +80,30 @@ def test_integers_are_never_minus_128_and_spread_over_all_others():
     assert abs(tiles.double().mean() - 128) < 2
 
 
-def test_a_matrix_keeps_a_hidden_state_at_size_one():
-    data = filled(T5, "decoder.0")
-    for name in ("SelfAttention.q.weight", "wi_0.weight", "DenseReluDense.wo.weight"):
-        tiles, scale, shape = tiles_of(*data, name)
-        weight = unpack_tiles(tiles, *shape).double() * scale[: shape[0], None]
-        hidden = torch.randn(256, shape[1], generator=torch.Generator().manual_seed(0)).double()
-        # A sum over 128 or 256 inputs, averaged over thousands of outputs
-        assert abs((hidden @ weight.T).std() - 1) < 0.1
+# The last of them has matrices that are no whole tiles, and are packed.
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("config", "suffix"), [(T5, "wi_0.weight"), (GPT2, "c_fc.weight")])
+def test_a_matrix_keeps_a_hidden_state_at_size_one(config, suffix, name):
+    layout, out = filled(config, "decoder.0", parse_format(name))
+    weight = next(w for n, w in view_part(layout, out).items() if n.endswith(suffix)).dequantize()
+    hidden = torch.randn(256, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    # A sum over 40 or 128 inputs, averaged over thousands of outputs
+    assert abs((hidden @ weight.T).std() - 1) < 0.1
+    # What all inputs have in common is no larger in the outputs.
+    shared = weight.sum(1) / weight.shape[1] ** 0.5
+    assert abs(shared.mean()) < 0.3
+
+
+def test_integers_of_4_bits_and_scales_of_groups_are_spread_over_all_values():
+    format = parse_format("int4-g32-asym")
+    layout, out = filled(T5, "decoder.0", format)
+    weight = next(w for n, w in view_part(layout, out).items() if n.endswith("wi_0.weight"))
+    plain = weight.untiled()
+    assert sorted(plain.integers().unique().tolist()) == list(range(16))
+    assert 0.4 < (plain.scale > 0).float().mean() < 0.6
+    assert len(plain.scale.unique()) > 100
+    assert (plain.zero == 7.5).all()
+    assert (plain.row_scale.log2() % 1 == 0).all()
 
 
 def test_norms_are_ones_and_biases_zeros():
@@ -115,7 +134,7 @@ def test_a_page_that_is_smaller_than_the_part_does_not_repeat_at_once():
 
 def test_plain_blocks_hold_what_the_architecture_names():
     blocks = blocks_of(T5)
-    for quantize in ("int8", "none"):
+    for quantize in (*FORMATS, "none"):
         source = RandomSource(load_architecture(T5), quantize)
         for name, block in blocks.items():
             weights = source.block(name)
@@ -123,18 +142,21 @@ def test_plain_blocks_hold_what_the_architecture_names():
                 tensor.name: tensor.shape for tensor in block.tensors
             }
             for tensor in block.tensors:
-                is_int8 = isinstance(weights[tensor.name], QuantizedTensor)
-                assert is_int8 == (quantize == "int8" and tensor.kind != "other")
+                weight = weights[tensor.name]
+                format = None if isinstance(weight, torch.Tensor) else weight.format
+                wanted = None if tensor.kind == "other" else parse_format(quantize)
+                assert format == wanted, (quantize, tensor.name)
 
 
-def test_float_and_int8_matrices_are_of_the_same_size():
-    int8, plain = (
-        RandomSource(load_architecture(T5), quantize).block("decoder.0")[
+@pytest.mark.parametrize("quantize", FORMATS)
+def test_matrices_of_floats_and_integers_are_of_the_same_size(quantize):
+    integers, plain = (
+        RandomSource(load_architecture(T5), form).block("decoder.0")[
             "layer.0.SelfAttention.q.weight"
         ]
-        for quantize in ("int8", "none")
+        for form in (quantize, "none")
     )
-    assert abs(int8.dequantize().std() / plain.std() - 1) < 0.05
+    assert abs(integers.dequantize().std() / plain.std() - 1) < 0.1
 
 
 @pytest.mark.gpu

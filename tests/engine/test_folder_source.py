@@ -3,29 +3,32 @@ import torch
 
 from martlet.checkpoint.store import open_store
 from martlet.compression.absmax import quantize_rows, quantize_weights
+from martlet.compression.groups import quantize_groups
 from martlet.engine import folder_source
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.parts import lay_out_parts
 from martlet.memory.layout import view_part
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, TiledTensor
+from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.scheme import GroupedTensor, TiledTensor
 
 CPU = torch.device("cpu")
 ODD = {"vocab_size": 101, "n_embd": 40, "n_layer": 1}
 NO_TOKENIZER = ("cpm1", {})
 
 
-def lay_out(store, dtype, is_int8=None):
-    """The parts of a folder; ``is_int8`` None keeps the matrices as they are stored."""
+def lay_out(store, dtype, format=None):
+    """The parts of a folder; ``format`` None keeps the matrices as they are stored."""
 
     def stored(spec, tensor):
-        return isinstance(store.block(spec.name)[tensor.name], QuantizedTensor)
+        weight = store.block(spec.name)[tensor.name]
+        return None if isinstance(weight, torch.Tensor) else weight.format
 
     def given(_, tensor):
-        return is_int8 and tensor.kind != "other"
+        return None if tensor.kind == "other" else format
 
     specs = load_architecture(store.config).block_specs()
-    return lay_out_parts(specs, stored if is_int8 is None else given, dtype)
+    return lay_out_parts(specs, stored if format is None else given, dtype)
 
 
 def filled(source, layout, device=CPU):
@@ -39,7 +42,13 @@ def assert_same(weight, stored, dtype):
     if isinstance(weight, TiledTensor):
         plain = weight.untiled()
         assert torch.equal(plain.data, stored.data)
-        assert torch.equal(plain.scale, stored.scale.float())
+        if isinstance(stored, GroupedTensor):
+            assert torch.equal(plain.scale, stored.scale)
+            assert torch.equal(plain.row_scale, stored.row_scale)
+            assert (plain.zero is None) == (stored.zero is None)
+            assert plain.zero is None or torch.equal(plain.zero, stored.zero)
+        else:
+            assert torch.equal(plain.scale, stored.scale.float())
         # Rows that only pad are multiplied too: their scale is a number.
         assert torch.isfinite(weight.scale).all()
     else:
@@ -97,11 +106,35 @@ def test_a_large_matrix_is_tiled_piece_by_piece(odd_folder, rows_at_a_time, monk
     assert torch.equal(pieces.scale, whole.scale)
 
 
+@pytest.mark.parametrize(
+    "format", [WeightFormat(4, 32), WeightFormat(4, 128, has_zeros=True), WeightFormat(8, 64)]
+)
+@pytest.mark.parametrize("rows_at_a_time", [16, 96, 4096])
+def test_weights_with_groups_are_tiled_piece_by_piece(
+    odd_folder, format, rows_at_a_time, monkeypatch
+):
+    store = open_store(odd_folder)
+    weights = {}
+
+    def quantized(name, stored):
+        weights[name] = {
+            n: w if isinstance(w, torch.Tensor) else quantize_groups(w.dequantize(), format)
+            for n, w in stored.items()
+        }
+        return weights[name]
+
+    monkeypatch.setattr(folder_source, "_PIECE_BYTES", rows_at_a_time * 64 * 8 // format.bits)
+    source = FolderSource(store, CPU, quantized)
+    for layout in lay_out(store, torch.float16, format).values():
+        for name, weight in filled(source, layout).items():
+            assert_same(weight, weights[layout.block][name], torch.float16)
+
+
 def test_float_weights_become_integers_while_they_are_loaded(tiny_cpm1):
     store = open_store(tiny_cpm1)
     tensors = {s.name: s.tensors for s in load_architecture(store.config).block_specs()}
     source = FolderSource(store, CPU, lambda name, w: quantize_weights(w, tensors[name]))
-    for layout in lay_out(store, torch.float16, is_int8=True).values():
+    for layout in lay_out(store, torch.float16, INT8).values():
         stored = store.block(layout.block)
         for name, weight in filled(source, layout).items():
             is_matrix = isinstance(weight, TiledTensor)

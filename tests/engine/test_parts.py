@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from martlet.engine.parts import head_bytes, lay_out_parts, output_matrix
+from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts, output_matrix
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT8, WeightFormat
 
 T5 = {
     "model_type": "t5",
@@ -37,9 +38,12 @@ LLAMA = {
 TIED_LLAMA = {**LLAMA, "tie_word_embeddings": True}
 
 
-def parts_of(config, is_int8=True):
+INT4 = WeightFormat(4, 32)
+
+
+def parts_of(config, format=INT8):
     specs = load_architecture(config).block_specs()
-    return lay_out_parts(specs, lambda _, t: is_int8 and t.kind != "other", torch.float16)
+    return lay_out_parts(specs, lambda _, t: None if t.kind == "other" else format, torch.float16)
 
 
 def names_in(part):
@@ -93,28 +97,55 @@ def test_only_the_chosen_matrices_are_tiles(config):
         for spec in load_architecture(config).block_specs()
         for tensor in spec.tensors
     }
-    for is_int8 in (True, False):
-        for part in parts_of(config, is_int8).values():
+    for format in (INT8, INT4, None):
+        for part in parts_of(config, format).values():
             for entry in part.entries:
                 is_matrix = kinds[part.block, entry.name] != "other"
-                assert entry.is_tiled == (is_int8 and is_matrix), (part.name, entry.name)
+                assert entry.format == (format if is_matrix else None), (part.name, entry.name)
+                assert entry.is_tiled == (entry.format is not None)
 
 
-# Rows are padded to 16, columns to 32; what is no integer is float16.
+# Rows are padded to 16, columns to 32 or 64; what is no integer is float16.
 @pytest.mark.parametrize(
-    ("config", "is_int8", "num_bytes"),
+    ("config", "format", "num_bytes"),
     [
-        (T5, True, 112 * 32),
-        (T5, False, 100 * 32 * 2),
-        (TIED_T5, True, 112 * 32),
-        (GPT2, True, 112 * 32),
-        (GPT2, False, 101 * 32 * 2),
-        (LLAMA, True, 112 * 32),
-        (TIED_LLAMA, False, 100 * 32 * 2),
+        (T5, INT8, 112 * 32),
+        (T5, INT4, 112 * 64 // 2 + 112 * 2 * 2),
+        (T5, None, 100 * 32 * 2),
+        (TIED_T5, INT8, 112 * 32),
+        (GPT2, INT8, 112 * 32),
+        (GPT2, WeightFormat(8, 32), 112 * 32 + 112 * 2),
+        (GPT2, None, 101 * 32 * 2),
+        (LLAMA, INT8, 112 * 32),
+        (TIED_LLAMA, None, 100 * 32 * 2),
     ],
 )
-def test_a_step_reads_one_output_matrix_among_the_fixed_weights(config, is_int8, num_bytes):
-    assert head_bytes(parts_of(config, is_int8)["fixed"]) == num_bytes
+def test_a_step_reads_one_output_matrix_among_the_fixed_weights(config, format, num_bytes):
+    assert head_bytes(parts_of(config, format)["fixed"]) == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("format", "num_bytes"),
+    [
+        (None, 2),
+        (INT8, 1),
+        (INT4, 0.5 + 2 / 32),
+        (WeightFormat(4, 128), 0.5 + 2 / 128),
+        (WeightFormat(4, 64, has_zeros=True), 0.5 + 4 / 64),
+    ],
+)
+def test_the_bytes_of_a_weight_are_those_of_its_integer_and_its_share_of_scales(format, num_bytes):
+    assert bytes_per_weight(parts_of(GPT2, format)) == pytest.approx(num_bytes)
+
+
+def test_the_bytes_of_a_weight_are_a_mean_where_formats_are_mixed():
+    def format_of(spec, tensor):
+        if tensor.kind == "other":
+            return None
+        return INT8 if spec.name == "decoder.0" else INT4
+
+    parts = lay_out_parts(load_architecture(GPT2).block_specs(), format_of, torch.float16)
+    assert bytes_per_weight(parts) == pytest.approx((1 + 0.5625) / 2)
 
 
 def test_an_output_matrix_of_its_own_counts_and_not_the_table_beside_it():

@@ -19,6 +19,7 @@ from martlet.memory.layout import view_part
 from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
 from martlet.memory.streamed import StreamedExecutor, load_streamed
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT8, WeightFormat
 from martlet.quantization.scheme import TiledTensor
 
 T5 = {
@@ -41,7 +42,8 @@ GPT2 = {
     "n_layer": 6,
     "n_head": 8,
 }
-CONFIGS = {"t5": T5, "gpt2": GPT2}
+CONFIGS = {"t5": T5, "gpt2": GPT2, "gpt2-int4": GPT2}
+FORMATS = {"t5": INT8, "gpt2": INT8, "gpt2-int4": WeightFormat(4, 64, has_zeros=True)}
 CUDA = torch.device("cuda")
 AMPLE = Budget(1 << 40, 1 << 40)
 # Prefill and encoding use the slots in between, which steps have to notice.
@@ -88,7 +90,8 @@ def part_bytes(layout):
 @functools.cache
 def parts_of(model):
     specs = load_architecture(CONFIGS[model]).block_specs()
-    return lay_out_parts(specs, lambda _, tensor: tensor.kind != "other", torch.float16)
+    format = FORMATS[model]
+    return lay_out_parts(specs, lambda _, t: None if t.kind == "other" else format, torch.float16)
 
 
 @functools.cache
@@ -145,7 +148,10 @@ def raw(weights):
     """The bytes of weights by name, copied by the stream that computes."""
     copies = {}
     for name, weight in weights.items():
-        tensors = [weight.data, weight.scale] if isinstance(weight, TiledTensor) else [weight]
+        tensors = [weight]
+        if isinstance(weight, TiledTensor):
+            groups = [] if weight.groups is None else [weight.groups]
+            tensors = [weight.data, weight.scale, *groups]
         copies[name] = torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors])
     return copies
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from martlet.engine.parts import output_matrix
 from martlet.memory.plan import Plan
 from martlet.models.architecture import FIXED, Architecture, TensorSpec
+from martlet.quantization.formats import parse_format
 
 __all__ = [
     "Ceilings",
@@ -16,8 +17,6 @@ __all__ = [
     "step_weight_bytes",
     "tensor_bytes",
 ]
-
-_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: in
 
     Of an embedding table one row is read, which is left out unless it is the output matrix too;
     so are tensors that are read once a text, and padding. ``float_bytes`` is the size of a number
-    that is not int8.
+    that is no integer.
     """
     total = 0
     for block in architecture.block_specs():
@@ -76,8 +75,9 @@ def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: in
 
 
 def tensor_bytes(tensor: TensorSpec, quantize: str, float_bytes: int) -> int:
-    """Bytes of one tensor in the form in which it is computed with."""
-    size = math.prod(tensor.shape)
-    if quantize == "int8" and tensor.kind != "other":
-        return size + _SCALE_BYTES * tensor.shape[0]
-    return size * float_bytes
+    """Bytes of one tensor in the form in which it is computed with, all scales included."""
+    format = parse_format(quantize)
+    if format is not None and tensor.kind != "other":
+        out_features, in_features = tensor.shape
+        return format.nbytes(out_features, in_features)
+    return math.prod(tensor.shape) * float_bytes

@@ -10,12 +10,13 @@ import datetime
 import resource
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from martlet.api import load
 from martlet.bench.record import Record, checkout_commit
@@ -33,7 +34,13 @@ from martlet.engine.request import (
 )
 from martlet.errors import UsageError
 from martlet.memory.executor import Executor
-from martlet.quantization.scheme import QuantizedTensor, TiledTensor, Weight, weight_nbytes
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    QuantizedTensor,
+    TiledTensor,
+    Weight,
+    weight_nbytes,
+)
 
 __all__ = ["Workload", "decode_step_bytes", "measure"]
 
@@ -172,8 +179,12 @@ def _weight_bytes_per_token(generator: Generator) -> int:
 
 
 def _form_of(executor: Executor) -> str:
-    """The form of the matrices: "int8", or the float type."""
-    weights = [w for _, block in executor.blocks("decode") for w in block.values()]
-    if any(isinstance(weight, QuantizedTensor | TiledTensor) for weight in weights):
-        return "int8"
-    return str(executor.dtype).removeprefix("torch.")
+    """The form of most of the matrices: the name of their format, or the float type."""
+    num_weights: Counter[str] = Counter()
+    for _, block in executor.blocks("decode"):
+        for weight in block.values():
+            if isinstance(weight, Tensor):
+                num_weights[str(executor.dtype).removeprefix("torch.")] += weight.numel()
+            elif isinstance(weight, QuantizedTensor | GroupedTensor | TiledTensor):
+                num_weights[weight.format.name] += weight.shape.numel()
+    return num_weights.most_common(1)[0][0]

@@ -145,7 +145,7 @@ def measure_shape_batch(
     common = {
         **_machine(executor, limits),
         "shape": shape.name,
-        "quantize": setting.quantize,
+        "quantize": setting.form(executor.dtype),
         "gpu_memory_budget_bytes": setting.gpu_memory_bytes,
         "command": command,
         "peak_gpu_process_bytes": watch.peak_bytes if executor.device.type == "cuda" else None,

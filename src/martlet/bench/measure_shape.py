@@ -113,7 +113,7 @@ def measure_shape(
         gpu_memory_budget_bytes=setting.gpu_memory_bytes,
         **_machine(measured),
         **_speeds(measured, workload),
-        **_against_limits(measured, setting.quantize, workload),
+        **_against_limits(measured, setting, workload),
     )
 
 
@@ -172,14 +172,13 @@ def _speeds(measured: _Measured, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _against_limits(measured: _Measured, quantize: str, workload: Workload) -> dict[str, Any]:
+def _against_limits(measured: _Measured, setting: Setting, workload: Workload) -> dict[str, Any]:
     plan, dtype, ceilings = measured.plan, measured.dtype, measured.ceilings
-    form = quantize if quantize == "int8" else str(dtype).removeprefix("torch.")
-    step = step_bytes(measured.architecture, plan, quantize, dtype.itemsize)
+    step = step_bytes(measured.architecture, plan, setting.quantize, dtype.itemsize)
     num_blocks = measured.architecture.num_blocks("decoder")
     num_streamed = len(plan.streamed("decode"))
     return {
-        "quantize": form,
+        "quantize": setting.form(dtype),
         "weight_bytes_per_token": step.weights,
         "streamed_bytes_per_token": step.streamed,
         "copy_ceiling_bytes_per_second": ceilings.memory_bytes_per_second,

@@ -14,6 +14,7 @@ from martlet.bench.shapes import Shape
 from martlet.device.probe import Gpu, probe_ram
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.demand import Lengths, estimate_batch_demand, estimate_demand
+from martlet.engine.load_options import parse_quantize
 from martlet.engine.machine import (
     capped,
     compute_dtype,
@@ -21,20 +22,25 @@ from martlet.engine.machine import (
     measured_bandwidth,
     probe_gpu_state,
 )
-from martlet.engine.parts import head_bytes, lay_out_parts
+from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
 from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import WeightFormat
 
 __all__ = ["Setting", "open_shape", "open_shape_for_batch"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where random weights may live and in what form; None leaves a limit to the machine."""
+    """Where random weights may live and in what form; None leaves a limit to the machine.
+
+    Raises:
+        UsageError: ``quantize`` is neither "none" nor the name of a format.
+    """
 
     quantize: str = "int8"
     device: str = "auto"
@@ -43,10 +49,17 @@ class Setting:
     num_threads: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        parse_quantize(self.quantize)
+
     @property
-    def is_int8(self) -> bool:
-        """Whether matrices are int8."""
-        return self.quantize == "int8"
+    def format(self) -> WeightFormat | None:
+        """What matrices are; None is floats."""
+        return parse_quantize(self.quantize)
+
+    def form(self, dtype: torch.dtype) -> str:
+        """What records call it: the format's full name, or the type of floats."""
+        return self.format.name if self.format else str(dtype).removeprefix("torch.")
 
 
 def open_shape(shape: Shape, setting: Setting, workload: Workload) -> tuple[Architecture, Executor]:
@@ -121,7 +134,9 @@ def _open_on(
     capability = gpu.compute_capability if gpu else None
     dtype = compute_dtype(family, capability)
     specs = architecture.block_specs()
-    parts = lay_out_parts(specs, lambda _, t: setting.is_int8 and t.kind != "other", dtype)
+    parts = lay_out_parts(
+        specs, lambda _, tensor: None if tensor.kind == "other" else setting.format, dtype
+    )
     if gpu:
         sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
     else:
@@ -154,7 +169,7 @@ def _open_on(
             prompt_tokens=1 if has_encoder else needs.prompt_tokens,
             encoder_tokens=needs.prompt_tokens if has_encoder else 0,
             fixed_decode_bytes=head_bytes(parts["fixed"]),
-            bytes_per_weight=1.0 if setting.is_int8 else dtype.itemsize,
+            bytes_per_weight=bytes_per_weight(parts),
         )
         plan = plan.predicted(work, measured_bandwidth(device))
         return load_streamed(plan, parts, source, device, dtype)

@@ -20,23 +20,35 @@ from torch import Tensor
 
 from martlet.memory.layout import PartLayout, view_part
 from martlet.models.architecture import FIXED, Architecture, TensorSpec
-from martlet.quantization.packing import pack_tiles, padded_shape
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight, TiledTensor
+from martlet.quantization.formats import WeightFormat, parse_format
+from martlet.quantization.packing import group_unit, padded_shape
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    QuantizedTensor,
+    StoredWeight,
+    TiledTensor,
+    tiled,
+)
 
 __all__ = ["RandomSource"]
 
 _PAGE_ELEMENTS = 64 << 20
 _FLOAT_PAGE_ELEMENTS = 16 << 20
-# Standard deviation of integers that are uniform from -127 to 127.
+# Root mean square of integers that are uniform from -127 to 127, of those from 0 to 15 less 8, and
+# of those less 7.5, their own mean, which is what zeros are here.
 _INT8_DEVIATION = 73.3
+_INT4_DEVIATION = 4.637
+_INT4_ZERO = 7.5
+_CENTERED_INT4_DEVIATION = 4.61
 _TABLE_DEVIATION = 0.02  # positions and relative biases
 
 
 class RandomSource:
     """Where weights of an architecture come from when there is no file.
 
-    ``quantize`` is "int8" for int8 matrices, anything else for float ones, which ``block`` gives
-    in ``dtype``; ``fill`` goes by the layout alone.
+    ``quantize`` is the name of the format that ``block`` gives matrices in, or "none" for floats
+    of ``dtype``; ``fill`` goes by the layout alone. Scales of groups are drawn from a normal
+    distribution, of either sign: so the integers' mean, which is not zero, does not show.
     """
 
     def __init__(
@@ -51,7 +63,7 @@ class RandomSource:
         self._specs: dict[str, dict[str, TensorSpec]] = {
             spec.name: {tensor.name: tensor for tensor in spec.tensors} for spec in specs
         }
-        self._quantize = quantize
+        self._format = parse_format(quantize)
         self._dtype = dtype
         self._seed = seed
         # No matrix needs more than its own size; small models are made at once.
@@ -73,35 +85,76 @@ class RandomSource:
         specs = self._specs[layout.block]
         for name, weight in view_part(layout, out).items():
             if isinstance(weight, TiledTensor):
-                self._fill_tiles(layout.block, specs[name], weight.data)
-                weight.scale.fill_(self._deviation(specs[name]) / _INT8_DEVIATION)
+                self._fill_tiles(layout.block, specs[name], weight)
             else:
                 assert isinstance(weight, Tensor), "a part holds tiles and floats"
                 self._fill_float(layout.block, specs[name], weight.view(-1))
 
     def _plain(self, block: str, spec: TensorSpec) -> StoredWeight:
-        if self._quantize == "int8" and spec.kind != "other":
-            scale = torch.full(spec.shape[:1], self._deviation(spec) / _INT8_DEVIATION)
-            return QuantizedTensor(self._int8(block, spec, torch.device("cpu")), scale)
+        if self._format is not None and spec.kind != "other":
+            return self._integers(block, spec, self._format, torch.device("cpu"))
         weight = torch.empty(spec.shape, dtype=self._dtype)
         self._fill_float(block, spec, weight.view(-1))
         return weight
 
-    def _int8(self, block: str, spec: TensorSpec, device: torch.device) -> Tensor:
-        data = torch.empty(spec.shape, dtype=torch.uint8, device=device)
-        self._fill_bytes(self._key(block, spec), data.view(-1))
-        # -127..127: 128 and the integer zero are one another's picture.
-        return data.bitwise_xor_(128).view(torch.int8)
+    def _integers(
+        self, block: str, spec: TensorSpec, format: WeightFormat, device: torch.device
+    ) -> QuantizedTensor | GroupedTensor:
+        rows, columns = spec.shape
+        key = self._key(block, spec)
+        width = columns if format.bits == 8 else -(-columns // 2)
+        data = torch.empty((rows, width), dtype=torch.uint8, device=device)
+        self._fill_bytes(key, data.view(-1))
+        if format.bits == 8:
+            # -127..127: 128 and the integer zero are one another's picture.
+            data = data.bitwise_xor_(128).view(torch.int8)
+        elif columns % 2:
+            data[:, -1] &= 15
+        step = self._step(spec, format)
+        if format.group_size is None:
+            return QuantizedTensor(data, torch.full((rows,), step, device=device))
+        row_scale = _power_of_two(step)
+        scale = torch.empty(
+            (rows, -(-columns // format.group_size)), dtype=torch.float16, device=device
+        )
+        self._fill_normal(key, step / row_scale, scale.view(-1))
+        zero = torch.full_like(scale, _INT4_ZERO) if format.has_zeros else None
+        row_scales = torch.full((rows,), row_scale, device=device)
+        return GroupedTensor(data, scale, row_scales, torch.Size(spec.shape), format, zero)
 
-    def _fill_tiles(self, block: str, spec: TensorSpec, out: Tensor) -> None:
-        if spec.shape == padded_shape(*spec.shape):
-            # Tiles only order the bytes, and these have no order.
-            self._fill_bytes(self._key(block, spec), out)
-        else:
-            pack_tiles(self._int8(block, spec, out.device), out)
+    def _fill_tiles(self, block: str, spec: TensorSpec, out: TiledTensor) -> None:
+        format = out.format
+        unit = group_unit(format) if format.group_size else 1
+        rows, columns = spec.shape
+        padded = padded_shape(rows, columns, format.bits)
+        if (rows, columns) != padded or columns % unit:
+            tiles = tiled(self._integers(block, spec, format, out.device))
+            out.data.copy_(tiles.data)
+            out.scale.copy_(tiles.scale)
+            if out.groups is not None and tiles.groups is not None:
+                out.groups.copy_(tiles.groups)
+            return
+        # Tiles only order the bytes, and these have no order.
+        key, step = self._key(block, spec), self._step(spec, format)
+        self._fill_bytes(key, out.data)
+        if out.groups is None:
+            out.scale.fill_(step)
+            return
+        row_scale = _power_of_two(step)
+        out.scale.fill_(row_scale)
+        self._fill_normal(key, step / row_scale, out.groups)
+        if format.has_zeros:
+            out.groups.view(-1, 2)[:, 1] = _INT4_ZERO
+
+    def _step(self, spec: TensorSpec, format: WeightFormat) -> float:
+        """The scale, or the root mean square of scales, that gives weights their deviation."""
+        if format.bits == 8:
+            return self._deviation(spec) / _INT8_DEVIATION
+        spread = _CENTERED_INT4_DEVIATION if format.has_zeros else _INT4_DEVIATION
+        return self._deviation(spec) / spread
 
     def _fill_bytes(self, key: int, out: Tensor) -> None:
-        """Bytes from 1 to 255: int8 with a bias of 128, which -128 is no value of."""
+        """Bytes from 1 to 255: int8 with a bias of 128, which -128 is no value of, or nibbles."""
         if out.device.type != "cpu":
             out.random_(1, 256, generator=torch.Generator(out.device).manual_seed(key))
             return
@@ -116,7 +169,9 @@ class RandomSource:
         if len(spec.shape) == 1:
             out.fill_(0 if spec.name.endswith("bias") else 1)
             return
-        deviation, key = self._deviation(spec), self._key(block, spec)
+        self._fill_normal(self._key(block, spec), self._deviation(spec), out)
+
+    def _fill_normal(self, key: int, deviation: float, out: Tensor) -> None:
         if out.device.type != "cpu":
             random = torch.Generator(out.device).manual_seed(key)
             out.normal_(0, deviation, generator=random)
@@ -137,6 +192,11 @@ class RandomSource:
     def _key(self, block: str, spec: TensorSpec) -> int:
         text = f"{self._seed} {block} {spec.name}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+
+
+def _power_of_two(step: float) -> float:
+    """The scale of a row whose groups have steps of about this size, as quantising makes it."""
+    return float(2.0 ** math.ceil(math.log2(step)))
 
 
 def _pieces(page: Tensor, key: int, out: Tensor) -> list[tuple[Tensor, Tensor]]:

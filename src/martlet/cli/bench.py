@@ -89,8 +89,8 @@ def command(  # noqa: PLR0913 - one parameter a flag
     """Measure prefill and decode of MODEL, and the share of what this machine's memory allows.
 
     Medians over the repetitions, after one run that does not count. The output is greedy and does
-    not end early. With --shape the weights are random, int8 unless --quantize none, made in memory
-    without any file.
+    not end early. With --shape the weights are random, int8 unless --quantize says otherwise, made
+    in memory without any file.
     """
     from martlet.bench.record import write_records
 

@@ -111,6 +111,18 @@ class _Text(click.ParamType):  # type: ignore[type-arg]
         return text
 
 
+class _Quantize(click.ParamType):  # type: ignore[type-arg]
+    """A format of weights, by the words of the engine."""
+
+    name = "format"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from martlet.engine.load_options import parse_quantize
+
+        parse_quantize(str(value), param.opts[0] if param else "quantize")
+        return str(value)
+
+
 class _Slots(click.ParamType):  # type: ignore[type-arg]
     """A number of texts, or "auto"."""
 
@@ -141,6 +153,7 @@ class Number(click.FloatRange):
         return number
 
 
+QUANTIZE = _Quantize()
 SIZE = _Size()
 TEXT = _Text()
 
@@ -159,8 +172,10 @@ _LOAD = (
     ),
     click.option(
         "--quantize",
-        type=click.Choice(["int8", "none"]),
-        help="Keep the weights in this form; left out, as the model folder has them.",
+        type=QUANTIZE,
+        metavar="FORMAT",
+        help="Weights of this form: int4, int8, none, or one with groups such as int4-g128; left "
+        "out, as the model folder has them.",
     ),
     click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."

@@ -9,13 +9,21 @@ from torch import Tensor
 
 from martlet.checkpoint.store import Store
 from martlet.memory.executor import BlockTransform
-from martlet.memory.layout import PartEntry, PartLayout, view_entry
-from martlet.quantization.packing import TILE_ROWS, pack_tiles, padded_shape
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight, TiledTensor
+from martlet.memory.layout import PartLayout, view_entry
+from martlet.quantization.packing import TILE_ROWS, padded_shape
+from martlet.quantization.scheme import (
+    GroupedTensor,
+    QuantizedTensor,
+    StoredWeight,
+    TiledTensor,
+    tiled,
+)
 
 __all__ = ["FolderSource"]
 
-_PIECE_BYTES = 16 << 20  # of a matrix that is on the GPU at a time to be tiled
+# Of a matrix that is on the GPU at a time to be tiled. Integers of 4 bits are spread to bytes there
+# and moved about as such, so their pieces are smaller.
+_PIECE_BYTES = 16 << 20
 
 
 class FolderSource:
@@ -43,23 +51,28 @@ class FolderSource:
         for entry in layout.entries:
             target, weight = view_entry(entry, out), weights[entry.name]
             if isinstance(target, TiledTensor):
-                assert isinstance(weight, QuantizedTensor)
-                self._fill_tiles(entry, weight, target)
+                assert isinstance(weight, QuantizedTensor | GroupedTensor)
+                self._fill_tiles(weight, target)
             else:
                 assert isinstance(weight, Tensor)
                 assert isinstance(target, Tensor)
                 target.copy_(weight)
 
-    def _fill_tiles(self, entry: PartEntry, weight: QuantizedTensor, target: TiledTensor) -> None:
-        num_rows = entry.shape[0]
-        _, columns = padded_shape(*entry.shape)
-        step = max(TILE_ROWS, _PIECE_BYTES // columns // TILE_ROWS * TILE_ROWS)
+    def _fill_tiles(self, weight: QuantizedTensor | GroupedTensor, target: TiledTensor) -> None:
+        assert weight.format == target.format, (weight.format, target.format)
+        num_rows, num_columns = weight.shape
+        rows, columns = padded_shape(num_rows, num_columns, target.format.bits)
+        piece_rows = _PIECE_BYTES * target.format.bits // (8 * columns)
+        step = max(TILE_ROWS, piece_rows // TILE_ROWS * TILE_ROWS)
         for start in range(0, num_rows, step):
-            rows = weight.data[start : start + step].to(self._device)
-            tiles = pack_tiles(rows)
-            target.data[start * columns : start * columns + tiles.numel()].copy_(tiles)
-        target.scale.fill_(1.0)  # of rows that only pad
-        target.scale[:num_rows].copy_(weight.scale)
+            piece = tiled(weight.rows(start, start + step).to(self._device))
+            here = slice(start, start + piece.scale.numel())
+            target.scale[here].copy_(piece.scale)
+            # A row of tiles and its share of the table are whole runs of bytes.
+            target.data.view(rows, -1)[here].copy_(piece.data.view(piece.scale.numel(), -1))
+            if target.groups is not None and piece.groups is not None:
+                groups = piece.groups.view(piece.scale.numel(), -1)
+                target.groups.view(rows, -1)[here].copy_(groups)
 
     def _weights(self, block: str) -> Mapping[str, StoredWeight]:
         if self._block[0] != block:

@@ -7,12 +7,34 @@ from typing import Literal
 
 from martlet.device.size import parse_bytes
 from martlet.errors import UsageError
+from martlet.quantization.formats import GROUP_SIZES, WeightFormat, parse_format
 
-__all__ = ["LEAST_CONTEXT", "MOST_CONTEXT", "MOST_SLOTS", "LoadOptions"]
+__all__ = ["LEAST_CONTEXT", "MOST_CONTEXT", "MOST_SLOTS", "LoadOptions", "parse_quantize"]
 
 MOST_SLOTS = 256
 LEAST_CONTEXT = 8
 MOST_CONTEXT = 1 << 20
+
+
+_SIZES = ", ".join(map(str, GROUP_SIZES[:-1])) + f" or {GROUP_SIZES[-1]}"
+
+
+def parse_quantize(quantize: str, name: str = "quantize") -> WeightFormat | None:
+    """The format of matrices that a name asks for; None is "none", floats.
+
+    Raises:
+        UsageError: no such format; lists them, and calls the value ``name``.
+    """
+    if quantize == "none":
+        return None
+    format = parse_format(quantize)
+    if format is None:
+        raise UsageError(
+            f"{name} is {quantize!r:.40}; it must be none, int8, int4 (groups of 32), int8-gN, "
+            f"int4-gN or int4-gN-asym with N {_SIZES}, or be left out to keep the weights as "
+            "they are stored"
+        )
+    return format
 
 
 @dataclass(frozen=True)
@@ -36,11 +58,8 @@ class LoadOptions:
             size = getattr(self, name)
             if size is not None:
                 object.__setattr__(self, name, parse_bytes(size, name))
-        if self.quantize not in (None, "none", "int8"):
-            raise UsageError(
-                f"quantize is {self.quantize!r}; it must be none or int8, "
-                "or left out to keep the weights as they are stored"
-            )
+        if self.quantize is not None:
+            parse_quantize(self.quantize)
         if self.device not in ("auto", "cuda", "cpu"):
             raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
         threads = self.num_threads

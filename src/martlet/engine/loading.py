@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_ram
@@ -24,7 +25,7 @@ from martlet.engine.machine import (
     measured_bandwidth,
     probe_gpu_state,
 )
-from martlet.engine.parts import head_bytes, lay_out_parts
+from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts
 from martlet.engine.planned_limits import TextDemands, limits_to_try, plan_for_texts
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, VocabularyError
@@ -47,6 +48,7 @@ from martlet.memory.plan import (
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import WeightFormat, parse_format
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
@@ -231,12 +233,13 @@ class ModelFolder:
         return None if options.quantize == self.store.quantize else options.quantize
 
     def _parts(self, quantize: str | None, dtype: torch.dtype) -> dict[str, PartLayout]:
-        def is_int8(spec: BlockSpec, tensor: TensorSpec) -> bool:
+        def format_of(spec: BlockSpec, tensor: TensorSpec) -> WeightFormat | None:
             if quantize is not None:
-                return quantize == "int8" and tensor.kind != "other"
-            return isinstance(self.store.block(spec.name)[tensor.name], QuantizedTensor)
+                return parse_format(quantize) if tensor.kind != "other" else None
+            weight = self.store.block(spec.name)[tensor.name]
+            return None if isinstance(weight, Tensor) else weight.format
 
-        return lay_out_parts(self.architecture.block_specs(), is_int8, dtype)
+        return lay_out_parts(self.architecture.block_specs(), format_of, dtype)
 
     def _block_nbytes(self, spec: BlockSpec, quantize: str | None, dtype: torch.dtype) -> int:
         weights = self.store.block(spec.name)
@@ -249,12 +252,11 @@ class ModelFolder:
         limits = (self.max_input_tokens, self.architecture.max_positions, _PREDICTED_TOKENS)
         num_tokens = min(limit for limit in limits if limit)
         has_encoder = self.architecture.has_encoder
-        is_int8 = any(entry.is_tiled for entry in parts["decoder.0"].entries)
         return Work(
             prompt_tokens=1 if has_encoder else num_tokens,
             encoder_tokens=num_tokens if has_encoder else 0,
             fixed_decode_bytes=head_bytes(parts["fixed"]),
-            bytes_per_weight=1 if is_int8 else dtype.itemsize,
+            bytes_per_weight=bytes_per_weight(parts),
         )
 
     def _weights_fit(self) -> None:

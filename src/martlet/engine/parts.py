@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
 from martlet.memory.layout import PartLayout, TensorForm, lay_out_part
-from martlet.models.architecture import BlockSpec, TensorSpec
+from martlet.models.architecture import FIXED, BlockSpec, TensorSpec
+from martlet.quantization.formats import WeightFormat
 
-__all__ = ["head_bytes", "lay_out_parts", "output_matrix"]
+__all__ = ["bytes_per_weight", "head_bytes", "lay_out_parts", "output_matrix"]
 
 _ONCE_SUFFIX = ".once"
 
 
 def lay_out_parts(
     specs: Iterable[BlockSpec],
-    is_int8: Callable[[BlockSpec, TensorSpec], bool],
+    format_of: Callable[[BlockSpec, TensorSpec], WeightFormat | None],
     dtype: torch.dtype,
 ) -> dict[str, PartLayout]:
     """The parts of a model by name, in the order of its blocks.
 
-    ``is_int8`` tells which matrices are integers; all other tensors take ``dtype``. What a decoder
-    block reads once a text is a part of its own, "decoder.3.once".
+    ``format_of`` tells which matrices are integers of which format; tensors for which it is None
+    take ``dtype``. What a decoder block reads once a text is a part of its own, "decoder.3.once".
     """
     parts: dict[str, PartLayout] = {}
     for spec in specs:
         for name, is_once in ((spec.name, False), (spec.name + _ONCE_SUFFIX, True)):
             forms = [
-                TensorForm(tensor.name, tensor.shape, is_int8(spec, tensor))
+                TensorForm(tensor.name, tensor.shape, format_of(spec, tensor))
                 for tensor in spec.tensors
                 if tensor.once is is_once
             ]
@@ -49,4 +51,18 @@ def output_matrix(names: Collection[str]) -> str:
 def head_bytes(fixed: PartLayout) -> int:
     """Bytes of the output matrix, which every decode step reads, among the fixed weights."""
     by_name = {entry.name: entry for entry in fixed.entries}
-    return by_name[output_matrix(by_name)].nbytes
+    head = by_name[output_matrix(by_name)]
+    return head.nbytes + head.groups_nbytes
+
+
+def bytes_per_weight(parts: Mapping[str, PartLayout]) -> float:
+    """Bytes of one weight of a layer's matrix, the scales of groups included, on average."""
+    num_weights, num_bytes = 0, 0.0
+    for part in parts.values():
+        matrices = [entry for entry in part.entries if len(entry.shape) > 1 and part.block != FIXED]
+        for entry in matrices:
+            size = math.prod(entry.shape)
+            one = entry.format.bytes_per_weight if entry.format else entry.dtype.itemsize
+            num_weights += size
+            num_bytes += size * one
+    return num_bytes / num_weights

@@ -58,7 +58,8 @@ class Work:
         encoder_tokens: tokens that the encoder reads; 0 without one.
         fixed_decode_bytes: bytes of the "fixed" part that a decode step reads: norms and the output
             matrix. Of an embedding table it reads one row, which does not count.
-        bytes_per_weight: bytes of one weight of a matrix: 1 for int8, 2 for float16.
+        bytes_per_weight: bytes of one weight of a matrix and its share of the scales of groups: 2
+            for float16, 1 for int8, 0.5625 for int4 in groups of 32.
     """
 
     prompt_tokens: int = 1

@@ -36,6 +36,15 @@ class WeightFormat:
         group = "" if self.group_size is None else f"-g{self.group_size}"
         return f"int{self.bits}{group}{'-asym' if self.has_zeros else ''}"
 
+    @property
+    def bytes_per_weight(self) -> float:
+        """Bytes of an integer and its share of the scales of groups: 1 for int8, 0.5625 for int4.
+
+        Scales of rows are left out.
+        """
+        group_bytes = 4 if self.has_zeros else 2
+        return self.bits / 8 + (group_bytes / self.group_size if self.group_size else 0)
+
     def nbytes(self, out_features: int, in_features: int) -> int:
         """Bytes of a matrix as a file holds it: integers, scales, zeros, scales of rows."""
         row_bytes = -(-in_features * self.bits // 8)
