@@ -114,7 +114,7 @@ def search_scales(
     """
     step = max(1, _TILE_ELEMENTS // max(1, weight.shape[1]))
     if weight.shape[0] > step:
-        tiles = weight.split(step)
+        tiles = torch.split(weight, step)
         return _joined(
             [
                 search_scales(tile, format, name, candidates=candidates, importance=importance)

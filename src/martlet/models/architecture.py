@@ -18,7 +18,16 @@ from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache
 from martlet.quantization.scheme import Weight
 
-__all__ = ["FIXED", "Architecture", "BlockSpec", "Stack", "TensorKind", "TensorSpec", "Weights"]
+__all__ = [
+    "FIXED",
+    "Architecture",
+    "BlockSpec",
+    "LinearInput",
+    "Stack",
+    "TensorKind",
+    "TensorSpec",
+    "Weights",
+]
 
 Stack = Literal["encoder", "decoder"]
 # linear: (out_features, in_features), may be quantised; embedding: (rows, hidden_size), may be
@@ -58,6 +67,23 @@ class BlockSpec:
     tensors: tuple[TensorSpec, ...]
 
 
+@dataclass(frozen=True)
+class LinearInput:
+    """An input that some matrices of a block share, by their names inside the block.
+
+    ``consumers`` are the matrices that read it. Where ``producers`` are named, channel c of the
+    input is proportional to entry ``first_row + c`` of the first axis of all of them together (a
+    norm's weight and bias, rows of a matrix and its bias): what is divided there and multiplied in
+    column c of the consumers changes nothing that the model computes.
+    ``is_encoder_output`` marks what cross attention reads of the encoder.
+    """
+
+    consumers: tuple[str, ...]
+    producers: tuple[str, ...] = ()
+    first_row: int = 0
+    is_encoder_output: bool = False
+
+
 class Architecture(Protocol):
     """One model architecture with its configuration; holds no weights.
 
@@ -77,6 +103,14 @@ class Architecture(Protocol):
 
     def num_blocks(self, stack: Stack) -> int:
         """Number of blocks in a stack; 0 for the encoder of a decoder-only model."""
+        ...
+
+    def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
+        """The inputs of all linears of a block of a stack, each linear in one of them."""
+        ...
+
+    def head_input(self) -> LinearInput:
+        """What the output matrix reads, among the fixed weights."""
         ...
 
     def new_cache(

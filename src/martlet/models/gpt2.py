@@ -15,7 +15,7 @@ from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
-from martlet.models.architecture import BlockSpec, Stack, TensorSpec, Weights
+from martlet.models.architecture import BlockSpec, LinearInput, Stack, TensorSpec, Weights
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 
@@ -116,6 +116,27 @@ class GPT2(DecoderOnly):
             *_linear_specs("mlp.c_proj", width, config.n_inner),
         )
         return self._specs(fixed, "transformer.h.{}.", layer)
+
+    def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
+        """The norms are before c_attn and c_fc; values are the last third of what c_attn makes."""
+        assert stack == "decoder"
+        values = ("attn.c_attn.weight", "attn.c_attn.bias")
+        # A scale goes through ReLU, and through no other activation.
+        is_linear = self.config.activation_function == "relu"
+        return (
+            LinearInput(("attn.c_attn.weight",), ("ln_1.weight", "ln_1.bias")),
+            LinearInput(("attn.c_proj.weight",), values, first_row=2 * self.config.n_embd),
+            LinearInput(("mlp.c_fc.weight",), ("ln_2.weight", "ln_2.bias")),
+            LinearInput(
+                ("mlp.c_proj.weight",), ("mlp.c_fc.weight", "mlp.c_fc.bias") if is_linear else ()
+            ),
+        )
+
+    def head_input(self) -> LinearInput:
+        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
+        if self.config.tie_word_embeddings:
+            return LinearInput((_WTE,))
+        return LinearInput(("lm_head.weight",), (f"{_LN_F}.weight", f"{_LN_F}.bias"))
 
     def embed(
         self,

@@ -15,7 +15,14 @@ from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.rotary import frequencies, rotation
-from martlet.models.architecture import BlockSpec, Stack, TensorKind, TensorSpec, Weights
+from martlet.models.architecture import (
+    BlockSpec,
+    LinearInput,
+    Stack,
+    TensorKind,
+    TensorSpec,
+    Weights,
+)
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 
@@ -141,6 +148,27 @@ class Llama(DecoderOnly):
             ("mlp.down_proj.weight", (hidden_size, inner), "linear"),
         ]
         return tuple(TensorSpec(*spec) for spec in specs)
+
+    def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
+        """Norms are before q, k, v and before gate and up; o reads values, down what up makes."""
+        assert stack == "decoder"
+        config = self.config
+        # Where several heads of queries share one of values, so would they share its scales.
+        is_grouped = config.num_attention_heads != config.num_key_value_heads
+        values = () if is_grouped else ("self_attn.v_proj.weight",)
+        feed_forward = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+        return (
+            LinearInput(tuple(f"{name}.weight" for name in _QKV), ("input_layernorm.weight",)),
+            LinearInput(("self_attn.o_proj.weight",), values),
+            LinearInput(feed_forward, ("post_attention_layernorm.weight",)),
+            LinearInput(("mlp.down_proj.weight",), ("mlp.up_proj.weight",)),
+        )
+
+    def head_input(self) -> LinearInput:
+        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
+        if self.config.tie_word_embeddings:
+            return LinearInput((_EMBED,))
+        return LinearInput((_HEAD,), (f"{_NORM}.weight",))
 
     def embed(
         self,

@@ -21,7 +21,14 @@ from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import gated_linear, linear, linears, vector
 from martlet.layers.norm import rms_norm
 from martlet.layers.relative_bias import RelativeBuckets, bias_by_distance, relative_bias
-from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec, Weights
+from martlet.models.architecture import (
+    FIXED,
+    BlockSpec,
+    LinearInput,
+    Stack,
+    TensorSpec,
+    Weights,
+)
 from martlet.models.t5_config import T5Config
 
 __all__ = ["T5", "T5Config"]
@@ -88,6 +95,34 @@ class T5:
             shape = (config.d_model, config.d_ff) if part == "wo" else (config.d_ff, config.d_model)
             specs.append(TensorSpec(f"{last}.DenseReluDense.{part}.weight", shape, "linear"))
         return (*specs, *once)
+
+    def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
+        """A norm is before every sublayer; o reads values, wo what comes out of wi."""
+        inputs = [*_attention_inputs("layer.0", "SelfAttention", "qkv")]
+        last = "layer.1"
+        if stack == "decoder":
+            inputs += _attention_inputs("layer.1", "EncDecAttention", "q")
+            cross = tuple(f"layer.1.EncDecAttention.{part}.weight" for part in "kv")
+            # The encoder's final norm makes it for all blocks alike.
+            inputs.append(LinearInput(cross, is_encoder_output=True))
+            last = "layer.2"
+        name = f"{last}.DenseReluDense"
+        first = ("wi_0", "wi_1") if self.config.is_gated_act else ("wi",)
+        # A scale goes around a gate and through ReLU, and through no other activation.
+        is_linear = self.config.is_gated_act or self.config.dense_act_fn == "relu"
+        inputs += [
+            LinearInput(
+                tuple(f"{name}.{part}.weight" for part in first), (f"{last}.layer_norm.weight",)
+            ),
+            LinearInput((f"{name}.wo.weight",), (f"{name}.{first[-1]}.weight",) * is_linear),
+        ]
+        return tuple(inputs)
+
+    def head_input(self) -> LinearInput:
+        """The decoder's final norm; a table that is tied is also looked up: no scaling."""
+        if self.config.tie_word_embeddings:
+            return LinearInput(("shared.weight",))
+        return LinearInput(("lm_head.weight",), ("decoder.final_layer_norm.weight",))
 
     def num_blocks(self, stack: Stack) -> int:
         """Layers of a stack."""
@@ -227,6 +262,15 @@ class T5:
             scaled = ops.norm(hidden, norm) * self.config.d_model**-0.5
             return ops.logits(scaled, weight)
         return ops.logits(hidden, weight, norm=norm)
+
+
+def _attention_inputs(layer: str, name: str, after_norm: str) -> tuple[LinearInput, ...]:
+    """``after_norm`` are those of q, k and v that read the sublayer's norm."""
+    readers = tuple(f"{layer}.{name}.{part}.weight" for part in after_norm)
+    return (
+        LinearInput(readers, (f"{layer}.layer_norm.weight",)),
+        LinearInput((f"{layer}.{name}.o.weight",), (f"{layer}.{name}.v.weight",)),
+    )
 
 
 def _table_name(stack: Stack) -> str:
