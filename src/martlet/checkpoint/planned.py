@@ -85,6 +85,11 @@ class PlannedWeight:
         return (data, scale, zero, row_scale) if form.has_zeros else (data, scale, row_scale)
 
     @property
+    def numel(self) -> int:
+        """Weights that it has; scales are none."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +85,7 @@ def describe(name: str, store: Store) -> dict[str, Any]:
 
 def _num_parameters(store: Store, block: str) -> int:
     """Weights of a block; scales and zeros of integers are not weights."""
-    return sum(math.prod(weight.shape) for weight in store.block_weights(block))
+    return sum(weight.numel for weight in store.block_weights(block))
 
 
 def _summary(blocks: Sequence[dict[str, Any]]) -> str:
