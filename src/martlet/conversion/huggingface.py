@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from martlet.checkpoint.shards import read_json_object, read_shard_index
+from martlet.conversion.packed_linears import PackedLinears
+from martlet.conversion.packed_settings import read_packed_settings
 from martlet.conversion.settings import CPM1_SPECIAL_IDS, EVA_SPECIAL_IDS
 from martlet.conversion.source import StoredForm, TokenizerFiles
 from martlet.conversion.table import StoredTensor, TensorTable, safetensors_table
@@ -65,7 +67,7 @@ def find_weights(folder: Path) -> Path | None:
 
 
 class HuggingFaceSource:
-    """A folder with config.json and weights.
+    """A folder with config.json and weights: floats, or the packed integers of GPTQ or AWQ.
 
     Raises:
         ModelFileError: an architecture that is not supported, or files that are not sound.
@@ -81,11 +83,7 @@ class HuggingFaceSource:
                 f"{folder}: model_type {model_type!r:.40} is not supported, "
                 f"only {', '.join(_MODEL_TYPES)}"
             )
-        if "quantization_config" in raw:
-            raise ModelFileError(
-                f"{folder}: the weights are quantised already (quantization_config); "
-                f"convert the float checkpoint instead"
-            )
+        settings = read_packed_settings(folder, raw)
         self.family = _family(folder, raw)
         self.config = _config(raw, self.family)
         self.generation = _generation(folder)
@@ -93,36 +91,52 @@ class HuggingFaceSource:
             self.family, _vocab_size(folder, raw), [folder], tokenizer
         )
         self._table = _read_table(folder)
+        self._packed = None if settings is None else PackedLinears(self._table, settings)
+        if settings is not None:
+            self.format_name = f"huggingface-{settings.method}"
         if _has_own_head(raw) and "lm_head.weight" in self._table:
             self.config.update(tie_word_embeddings=False, scale_decoder_outputs=False)
 
     def stored_as(self, name: str) -> StoredForm:
-        """The float type of a tensor."""
+        """The float type of a tensor, or the format of its integers."""
+        if self._packed is not None and self._packed_stem(name) is not None:
+            return StoredForm(self._packed.format)
         return StoredForm(self._find(name).dtype)
 
     def tensor(self, name: str) -> StoredWeight:
         """The tensor of that name, turned round where the file keeps (in, out)."""
         self._table.forget()
+        if self._packed is not None and (stem := self._packed_stem(name)) is not None:
+            if self.config["model_type"] != "gpt2":
+                self._packed.require_no_bias(stem)
+            return self._packed.load(stem)
         tensor = self._find(name).load()
         if self.config["model_type"] == "gpt2" and name.endswith(_CONV1D):
             return tensor.T
         return tensor
 
+    def _packed_stem(self, name: str) -> str | None:
+        """What stands before "qweight" where that tensor is packed; None where it is floats."""
+        if self._packed is None or not name.endswith(".weight"):
+            return None
+        stems = (known.removesuffix("weight") for known in self._names(name))
+        return next((stem for stem in stems if self._packed.has(stem)), None)
+
     def _find(self, name: str) -> StoredTensor:
+        return self._table.find(*self._names(name))
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        """The names that a tensor of ours may have in the file, the likeliest first."""
         if self.config["model_type"] == "gpt2":
-            names = [name, name.removeprefix("transformer.")]
-            if name == "lm_head.weight":
-                names += ["transformer.wte.weight", "wte.weight"]
-            return self._table.find(*names)
+            tied = ("transformer.wte.weight", "wte.weight") if name == "lm_head.weight" else ()
+            return (name, name.removeprefix("transformer."), *tied)
         if self.config["model_type"] == "llama":
-            return self._table.find(name, name.removeprefix("model."))
+            return (name, name.removeprefix("model."))
         if name == "shared.weight":
-            return self._table.find(
-                name, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
-            )
+            return (name, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
         if name == "lm_head.weight" and self.config.get("tie_word_embeddings"):
-            return self._table.find(name, "shared.weight")
-        return self._table.find(name)
+            return (name, "shared.weight")
+        return (name,)
 
 
 def _read_table(folder: Path) -> TensorTable:

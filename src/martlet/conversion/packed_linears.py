@@ -55,6 +55,19 @@ class PackedLinears:
             None if zero is None else self._repeated(zero.to(torch.float16), in_features),
         )
 
+    def require_no_bias(self, stem: str) -> None:
+        """Refuse a bias where the architecture has none; writers like to put zeros there.
+
+        Raises:
+            ModelFileError: there is one, and it is not zero.
+        """
+        name = stem + "bias"
+        if name in self._table and bool(self._table.find(name).load().any()):
+            raise ModelFileError(
+                f"{self._table.path}: {name} is not zero, but the architecture has no bias there; "
+                f"it is another architecture than config.json says"
+            )
+
     def _shape(self, stem: str) -> tuple[int, int]:
         """Inputs and outputs of a linear."""
         rows, columns = self._table.shape(stem + "qweight", 2)
