@@ -96,6 +96,7 @@ class GroupedTensor:
     Shapes:
         data: (out_features, ceil(in_features / 2)) uint8 for 4 bits, input 2 j in the lower half of
             byte j; (out_features, in_features) int8, -127..127, for 8 bits
+            (imports have -128 too)
         scale: (out_features, num_groups) float16, of either sign
         row_scale: (out_features,) float32
         zero: (out_features, num_groups) float16, or None
