@@ -200,12 +200,16 @@ class Walk:
 
         ``fixed`` lies on the device; its final norm has the dtype of the computation.
         """
-        self._fixed = fixed
-        self._steps.clear()
+        self.hold(fixed)
         for batch in self.batches:
-            hidden, _ = self._embed(batch, stack)
+            hidden, _ = self.embed(batch, stack)
             assert hidden.dtype == self.dtype, "the final norm tells the dtype of a pass"
             batch.hidden = hidden.to(self._kept_on)
+
+    def hold(self, fixed: Weights) -> None:
+        """What ``context`` needs, without embedding anything: for the way back through a stack."""
+        self._fixed = fixed
+        self._steps.clear()
 
     def inputs(self) -> list[Tensor]:
         """What the next block reads, one a batch, (batch, num_tokens, hidden_size), where kept."""
@@ -216,7 +220,7 @@ class Walk:
         key = (stack, tuple(batch.counts(stack)), tuple(batch.counts("encoder")))
         if key not in self._steps:
             with torch.no_grad():
-                self._steps[key] = self._embed(batch, stack)[1]
+                self._steps[key] = self.embed(batch, stack)[1]
             if len(self._steps) > _STEPS_KEPT:
                 self._steps.popitem(last=False)
         self._steps.move_to_end(key)
@@ -261,7 +265,8 @@ class Walk:
         self._fixed = None
         self._steps.clear()
 
-    def _embed(self, batch: WalkBatch, stack: Stack) -> tuple[Tensor, Any]:
+    def embed(self, batch: WalkBatch, stack: Stack) -> tuple[Tensor, Any]:
+        """What ``Architecture.embed`` gives for a batch, on the device."""
         assert self._fixed is not None, "enter comes first"
         token_ids = batch.token_ids(stack).to(self.device)
         lengths = torch.tensor(batch.counts(stack))
