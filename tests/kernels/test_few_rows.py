@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from martlet.kernels.cuda import few_rows
 from martlet.kernels.cuda.driver import DeviceLimits
+from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.packing import tile_columns
 
 KIB = 1 << 10
 CARDS = {
@@ -15,13 +17,19 @@ CARDS = {
     "H200": DeviceLimits(132, 227 * KIB, 228 * KIB, (9, 0)),
 }
 cards = st.sampled_from(sorted(CARDS))
+formats = st.sampled_from(
+    [INT8, WeightFormat(8, 32), WeightFormat(4, 32), WeightFormat(4, 32, has_zeros=True)]
+)
 
 
-@given(cards, st.integers(1, 896), st.integers(1, few_rows.MAX_ROWS), st.booleans())
-def test_every_product_has_a_launch_that_the_card_can_hold(card, num_chunks, rows, is_gated):
+@given(cards, st.integers(1, 448), st.integers(1, few_rows.MAX_ROWS), st.booleans(), formats)
+def test_every_product_has_a_launch_that_the_card_can_hold(
+    card, num_chunks, rows, is_gated, format
+):
     limits = CARDS[card]
     has_units = few_rows.uses_matrix_units(limits.capability)
-    shape = few_rows._shape(num_chunks, rows, is_gated, has_units, limits)
+    kind = few_rows._Kind(is_gated, has_units, format)
+    shape = few_rows._shape(num_chunks, rows, kind, limits)
     assert shape.shared_bytes <= limits.shared_bytes_per_block_optin
     blocks = shape.blocks_per_multiprocessor
     assert blocks >= 1
@@ -38,8 +46,10 @@ def test_one_row_of_an_11b_model_takes_one_launch_on_every_card(card):
     limits = CARDS[card]
     has_units = few_rows.uses_matrix_units(limits.capability)
     for in_features in (4096, 10240):
-        shape = few_rows._shape(in_features // 32, 1, False, has_units, limits)
-        assert shape.rows == 1
+        for format in (INT8, WeightFormat(4, 32, has_zeros=True)):
+            kind = few_rows._Kind(False, has_units, format)
+            chunks = in_features // tile_columns(format.bits)
+            assert few_rows._shape(chunks, 1, kind, limits).rows == 1
 
 
 def test_cards_without_matrix_units_for_float16_use_int8_activations():

@@ -130,9 +130,10 @@ def gated_linear(
 
 
 def _tiles(x: Tensor, weights: Sequence[Weight]) -> list[TiledTensor] | None:
-    """The weights where the GPU's own kernels take them, else None."""
+    """The weights where one launch of the GPU's own kernels takes all of them, else None."""
     tiles = [weight for weight in weights if isinstance(weight, TiledTensor)]
-    return tiles if x.is_cuda and len(tiles) == len(weights) else None
+    is_one_format = len({weight.format for weight in tiles}) == 1
+    return tiles if x.is_cuda and is_one_format and len(tiles) == len(weights) else None
 
 
 def _is_few(rows: Tensor) -> bool:
@@ -165,6 +166,10 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     rows = x.reshape(-1, in_features)
+    if isinstance(weight, TiledTensor) and x.is_cuda:
+        return _tiled_product(rows, [weight], [bias], None, few_rows.Epilogue()).view(
+            *x.shape[:-1], out_features
+        )
     if isinstance(weight, TiledTensor):
         out = rows @ weight.dequantize(x.dtype).T
     elif isinstance(weight, QuantizedTensor) and x.device.type == "cpu":

@@ -1,7 +1,7 @@
 """What a decode step computes beside products: embedding, attention over the cache, next token.
 
 Every length is read on the device, so that one captured step serves all positions of a text.
-``attention.cu`` and ``step.cu`` say how.
+``attention.cu``, ``embed.cu`` and ``step.cu`` say how.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from martlet.kernels.cache_view import CacheView
 from martlet.kernels.cuda.driver import Kernel, load_kernels
 from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES
+from martlet.kernels.cuda.linear_arguments import format_defines
 from martlet.kernels.step_state import StepState
+from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = [
@@ -170,11 +172,12 @@ def embed(
         assert lengths is not None
         assert positions.dtype == dtype
         num_positions = positions.shape[0]
-    _step_kernel(y.device, dtype, "embed")(
+    _embed_kernel(y.device, dtype, weight.format)(
         (rows, 1, 1),
         256,
         token_ids,
         weight.data,
+        weight.groups,
         weight.scale,
         positions,
         lengths,
@@ -233,6 +236,12 @@ def finish_step(state: StepState, ending_ids: Tensor) -> None:
         num_slots,
         dependent=True,
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _embed_kernel(device: torch.device, dtype: torch.dtype, format: WeightFormat) -> Kernel:
+    defines = {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype], **format_defines(format)}
+    return load_kernels("embed", defines, device)["embed"]
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,29 +1,38 @@
-// Tiles of int8 weights to a plain row-major matrix in float16, bfloat16 or float32.
+// Tiles of weights to a plain row-major matrix in float16, bfloat16 or float32.
 //
 // A warp reads a run of a row tile, 16 bytes a lane and load, and turns it through shared memory, so
 // that what it writes is 256 consecutive bytes of a row. The product of integer and scale is taken
 // in float32 and rounded once.
 //
-// Defines: ACTIVATION_TYPE.
+// Defines: ACTIVATION_TYPE; BITS, GROUP, ZEROS.
 
-#include "common.cuh"
+#include "weights.cuh"
 
 #if ACTIVATION_TYPE == 2
-#define CHUNKS 2             // chunks of 32 inputs that a warp turns at a time: 256 bytes of a row
+#define INPUTS 64            // that a warp turns at a time: 256 bytes of a row
 #define ROW_BYTES (256 + 64) // what a row takes in shared memory, so that stores meet no conflict
 #else
-#define CHUNKS 4
+#define INPUTS 128
 #define ROW_BYTES (256 + 32)
 #endif
+#define CHUNKS (INPUTS / CHUNK_INPUTS)
 #define WARPS 8
 #define PER_STORE (16 / sizeof(act_t))
 
-// Integer byte `index` of a word, unbiased. 2^23 + u is a float whose lowest bits are u.
-template <int index> __device__ __forceinline__ float integer(u32 word) {
+// 2^23 + u is a float whose lowest bits are u.
+#if BITS == 4
+// Nibble `index` of a word, less `middle`.
+template <int index> __device__ __forceinline__ float integer(u32 word, float middle) {
+    return __uint_as_float(((word >> (4 * index)) & 15u) | 0x4b000000u) - 8388608.0f - middle;
+}
+#else
+// Byte `index` of a word, unbiased.
+template <int index> __device__ __forceinline__ float integer(u32 word, float) {
     u32 bits;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bits) : "r"(word), "r"(0x4b000000u), "n"(0x7650 + index));
     return __uint_as_float(bits) - 8388736.0f;
 }
+#endif
 
 #if ACTIVATION_TYPE != 2
 __device__ __forceinline__ u32 two(float low, float high) {
@@ -41,10 +50,18 @@ __device__ __forceinline__ u32 two(float low, float high) {
 }
 #endif
 
-// Four neighbouring inputs of a row into shared memory.
-__device__ __forceinline__ void put(u8* at, u32 word, float scale) {
-    float v0 = integer<0>(word) * scale, v1 = integer<1>(word) * scale;
-    float v2 = integer<2>(word) * scale, v3 = integer<3>(word) * scale;
+// What integers of a row stand for.
+struct Step {
+    float scale, middle;
+};
+
+// Four neighbouring inputs of a row into shared memory. Those of 4 bits are every second half byte.
+__device__ __forceinline__ void put(u8* at, u32 word, const Step& step) {
+    constexpr bool nibbles = BITS == 4;
+    const float v0 = integer<0>(word, step.middle) * step.scale;
+    const float v1 = integer<nibbles ? 4 : 1>(word, step.middle) * step.scale;
+    const float v2 = integer<nibbles ? 1 : 2>(word, step.middle) * step.scale;
+    const float v3 = integer<nibbles ? 5 : 3>(word, step.middle) * step.scale;
 #if ACTIVATION_TYPE == 2
     *(float4*)at = make_float4(v0, v1, v2, v3);
 #else
@@ -58,6 +75,7 @@ __device__ __forceinline__ void put(u8* at, u32 word, float scale) {
 struct Piece {
     const uint4* tiles; // from the first row tile wanted on
     const float* scale;
+    const u8* groups;
     act_t* out; // its first row
     int rows;
     int end_tile; // row tiles of this piece and those before it
@@ -66,7 +84,7 @@ struct Piece {
 struct Arguments {
     Piece piece[PIECES];
     int num_tiles;
-    int chunks; // of 32 inputs, in a row
+    int chunks; // of CHUNK_INPUTS, in a row
     int columns;
     int is_aligned; // every row written begins at a multiple of 16 bytes
 };
@@ -95,18 +113,47 @@ dequantize(const GRID_CONSTANT Arguments a) {
     for (int j = 0; j < CHUNKS; j++)
         words[j] = first + j < a.chunks ? load_stream(source + j * 32) : make_uint4(0, 0, 0, 0);
     const float upper = __ldg(scale + g), lower = __ldg(scale + 8 + g);
+#if GROUP
+    const int units = (a.chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
+    const u8* tables = a.piece[which].groups + (size_t)tile * units * UNIT_BYTES + g * TABLE_BYTES;
+#endif
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++) {
-        u8* at = mine + g * ROW_BYTES + (j * 32 + c * 4) * (int)sizeof(act_t);
-        put(at, words[j].x, upper);
-        put(at + 8 * ROW_BYTES, words[j].y, lower);
-        put(at + 16 * sizeof(act_t), words[j].z, upper);
-        put(at + 16 * sizeof(act_t) + 8 * ROW_BYTES, words[j].w, lower);
+#if GROUP
+        // Behind the last chunk the integers are those of zero, but for what is not written.
+        const int unit = min(first + j, a.chunks - 1) / UNIT_CHUNKS;
+        const Table table = *(const Table*)(tables + (size_t)unit * UNIT_BYTES);
+#endif
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) {
+            u8* at = mine + g * ROW_BYTES + ((j * HALVES + half) * 32 + c * 4) * (int)sizeof(act_t);
+            Step step[2] = {{upper, MIDDLE}, {lower, MIDDLE}};
+#if GROUP
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int group = half * CHUNK_GROUPS / HALVES;
+                step[h].scale *= table.scale(group, h);
+                if (ZEROS) step[h].middle = table.zero(group, h);
+            }
+#endif
+#if BITS == 4
+            const u32 one = half ? words[j].z : words[j].x, other = half ? words[j].w : words[j].y;
+            put(at, one, step[0]);
+            put(at + 8 * ROW_BYTES, other, step[1]);
+            put(at + 16 * sizeof(act_t), one >> 8, step[0]);
+            put(at + 16 * sizeof(act_t) + 8 * ROW_BYTES, other >> 8, step[1]);
+#else
+            put(at, words[j].x, step[0]);
+            put(at + 8 * ROW_BYTES, words[j].y, step[1]);
+            put(at + 16 * sizeof(act_t), words[j].z, step[0]);
+            put(at + 16 * sizeof(act_t) + 8 * ROW_BYTES, words[j].w, step[1]);
+#endif
+        }
     }
     __syncwarp();
 
     // Half a warp writes a row; the columns behind the last one are padding.
-    const int column = first * 32 + (lane & 15) * PER_STORE;
+    const int column = first * CHUNK_INPUTS + (lane & 15) * PER_STORE;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int local = 2 * i + (lane >> 4), row = tile * 16 + local;

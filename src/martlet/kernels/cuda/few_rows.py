@@ -1,4 +1,4 @@
-"""Products of a few rows with tiled int8 weights on a GPU: what a decode step consists of.
+"""Products of a few rows with tiled weights on a GPU: what a decode step consists of.
 
 ``linear.cu`` says how. Here is what it is launched with. More rows than a very few are the business
 of ``several_rows``, on cards that it knows.
@@ -22,9 +22,12 @@ from martlet.kernels.cuda.linear_arguments import (
     Arguments,
     Epilogue,
     arguments_of,
+    format_defines,
+    table_bytes,
 )
 from martlet.kernels.norm import Norm
-from martlet.quantization.packing import TILE_COLUMNS
+from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.packing import TILE_BYTES, TILE_COLUMNS, tile_columns
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = [
@@ -80,6 +83,7 @@ class LinearVariant:
     norm: int
     activation: int
     shape: _Shape
+    format: WeightFormat = INT8
 
     def defines(self) -> dict[str, int]:
         """The definitions to compile with."""
@@ -95,6 +99,7 @@ class LinearVariant:
             "RAGGED": int(shape.is_ragged),
             "NORM": self.norm,
             "ACTIVATION": self.activation,
+            **format_defines(self.format),
             **one_row,
         }
 
@@ -151,24 +156,33 @@ def _launch(
     limits = device_limits(x.device)
     has_matrix_units = uses_matrix_units(limits.capability, matrix_units_off)
     is_several = rows >= SEVERAL_FROM_ROWS and several_rows.can_run(limits.capability)
+    format = segments[0][0].format
     if is_several and has_matrix_units:
-        several_rows.launch(x, arguments, is_gated)
+        several_rows.launch(x, arguments, is_gated, format)
     else:
-        _launch_whole(x, arguments, is_gated, has_matrix_units)
+        _launch_whole(x, arguments, _Kind(is_gated, has_matrix_units, format))
     return y
 
 
-def _launch_whole(x: Tensor, arguments: Arguments, is_gated: bool, has_matrix_units: bool) -> None:
+def _launch_whole(x: Tensor, arguments: Arguments, kind: _Kind) -> None:
     """One kernel from the inputs as they are to the outputs."""
     rows, in_features = x.shape
     limits = device_limits(x.device)
-    shape = _shape(arguments.num_chunks, rows, is_gated, has_matrix_units, limits)
+    shape = _shape(arguments.num_chunks, rows, kind, limits)
     tiles = (
-        arguments.segment[0].num_tiles if is_gated else sum(s.num_tiles for s in arguments.segment)
+        arguments.segment[0].num_tiles
+        if kind.is_gated
+        else sum(s.num_tiles for s in arguments.segment)
     )
     grid = min(tiles, limits.num_multiprocessors * shape.blocks_per_multiprocessor)
     variant = LinearVariant(
-        x.dtype, is_gated, has_matrix_units, arguments.norm, arguments.activation, shape
+        x.dtype,
+        kind.is_gated,
+        kind.has_matrix_units,
+        arguments.norm,
+        arguments.activation,
+        shape,
+        kind.format,
     )
     kernel = _kernel(x.device, variant)
     row_bytes = in_features * x.element_size()
@@ -187,18 +201,25 @@ def _launch_whole(x: Tensor, arguments: Arguments, is_gated: bool, has_matrix_un
         )
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a product is, whatever its size."""
+
+    is_gated: bool
+    has_matrix_units: bool
+    format: WeightFormat
+
+
 @functools.lru_cache(maxsize=512)
-def _shape(
-    num_chunks: int, rows: int, is_gated: bool, has_matrix_units: bool, limits: DeviceLimits
-) -> _Shape:
+def _shape(num_chunks: int, rows: int, kind: _Kind, limits: DeviceLimits) -> _Shape:
     """The widest launch that this card's shared memory allows."""
     group = rows
     while True:
         for warps, stages in _CONFIGURATIONS:
-            shape = _fit((warps, stages), num_chunks, group, is_gated, has_matrix_units, limits)
+            shape = _fit((warps, stages), num_chunks, group, kind, limits)
             if shape is not None:
                 return shape
-        assert group > 1, f"{num_chunks * TILE_COLUMNS} inputs do not fit into shared memory"
+        assert group > 1, f"{num_chunks} tiles of inputs do not fit into shared memory"
         group = -(-group // 2)
 
 
@@ -212,23 +233,24 @@ def _fit(
     configuration: tuple[int, int],
     num_chunks: int,
     rows: int,
-    is_gated: bool,
-    has_matrix_units: bool,
+    kind: _Kind,
     limits: DeviceLimits,
 ) -> _Shape | None:
     warps, stages = configuration
-    matrices = 2 if is_gated else 1
+    matrices = 2 if kind.is_gated else 1
     step_chunks = warps * _BATCH
     chunks = -(-num_chunks // step_chunks) * step_chunks
-    input_bytes = chunks * rows * (64 if has_matrix_units else 36)
-    ring_bytes = warps * stages * matrices * 512 if limits.capability >= (8, 0) else 0
+    halves = tile_columns(kind.format.bits) // TILE_COLUMNS
+    input_bytes = chunks * halves * rows * (64 if kind.has_matrix_units else 36)
+    slot_bytes = TILE_BYTES + 8 * table_bytes(kind.format)
+    ring_bytes = warps * stages * matrices * slot_bytes if limits.capability >= (8, 0) else 0
     shared_bytes = ring_bytes + -(-input_bytes // 16) * 16
     shared_bytes += 4 * (2 * matrices * warps * 16 * rows + 2 * MAX_ROWS + 2 * warps)
     blocks = limits.shared_bytes_per_multiprocessor // (shared_bytes + _STATIC_SHARED_BYTES)
     if blocks == 0 or shared_bytes > limits.shared_bytes_per_block_optin:
         return None
     # Few different kernels: the matrix units take 8 rows at the price of one.
-    max_rows = -(-rows // 8) * 8 if has_matrix_units else 1 << (rows - 1).bit_length()
+    max_rows = -(-rows // 8) * 8 if kind.has_matrix_units else 1 << (rows - 1).bit_length()
     is_ragged = chunks != num_chunks
     return _Shape(warps, stages, rows, max_rows, is_ragged, min(blocks, _MAX_BLOCKS), shared_bytes)
 

@@ -1,4 +1,5 @@
-// y = act(norm(x) @ W.T + bias) + residual for few rows of x, W being int8 in tiles: decoding.
+// y = act(norm(x) @ W.T + bias) + residual for few rows of x, W being integers of 8 or 4 bits in
+// tiles: decoding.
 //
 // Bound by reading W once. A block of WARPS warps owns a tile of 16 output rows and splits its
 // inputs; blocks walk over the tiles of up to three matrices with the same input (q, k and v). In
@@ -10,12 +11,32 @@
 // MATRIX_UNITS 1: float16 products with float32 sums (mma), exact integers times the activation
 // rounded to float16 under a power-of-two scale a row. MATRIX_UNITS 0: dp4a, the activation rounded
 // to int8 with one scale for every 32 inputs.
+//
+// Where groups of inputs have scales of their own (GROUP), these come along with the weights.
 #include "linear_walk.cuh"
 #if MATRIX_UNITS
-#include "linear_matrix_units.cuh"
+#include "linear_float16.cuh"
 #else
 #include "linear_dp4a.cuh"
 #endif
+
+#define SLOT_BYTES (512 + 8 * TABLE_BYTES)  // of a step and a matrix: weights, and their tables
+
+// A chunk's weights and what they stand for, in registers.
+struct Chunk {
+    uint4 words;
+#if GROUP
+    Table table;
+#endif
+};
+
+__device__ __forceinline__ void add_chunk(Accumulator& sum, const Operands& x, const Chunk& chunk) {
+#if GROUP
+    sum.add(x, chunk.words, chunk.table);
+#else
+    sum.add(x, chunk.words);
+#endif
+}
 
 #if __CUDA_ARCH__ >= 800
 // The loads of one thread, STAGES ahead of their use, across the ends of tiles. BATCH of them are
@@ -24,23 +45,32 @@ struct Ring {
     const u8* memory;  // of this thread's first slot
     u32 address;       // the same in the window of shared memory
     const u8* from[MATRICES];
+#if GROUP
+    const u8* tables[MATRICES];
+#endif
     Walk walk;
     int steps, left;  // of a tile; of this one
     u32 slot;         // bytes behind the first
 
     __device__ __forceinline__ Ring(const Arguments& a, u8* shared, int steps_of_tile)
         : walk(a), steps(steps_of_tile), slot(0) {
-        memory = shared + (threadIdx.x >> 5) * (STAGES * MATRICES * 512) + (threadIdx.x & 31) * 16;
+        memory =
+            shared + (threadIdx.x >> 5) * (STAGES * MATRICES * SLOT_BYTES) + (threadIdx.x & 31) * 16;
         address = (u32)__cvta_generic_to_shared(memory);
         begin_tile(a);
 #pragma unroll
-        for (int s = 0; s < STAGES; s += BATCH) issue(a, s * (MATRICES * 512));
+        for (int s = 0; s < STAGES; s += BATCH) issue(a, s * (MATRICES * SLOT_BYTES));
     }
     __device__ __forceinline__ void begin_tile(const Arguments& a) {
         left = walk.done(a) ? 0 : steps;
         if (left)
 #pragma unroll
-            for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+            for (int m = 0; m < MATRICES; m++) {
+                from[m] = walk.weights(a, m);
+#if GROUP
+                tables[m] = walk.tables(a, m);
+#endif
+            }
     }
     __device__ __forceinline__ void issue(const Arguments& a, u32 to) {
         if (left) {
@@ -49,17 +79,35 @@ struct Ring {
 #if RAGGED
                 // Behind the end of a row there is nothing to read: its inputs are zeros.
                 const int chunk = (steps - left + s) * WARPS + (int)(threadIdx.x >> 5);
-                if (chunk >= a.num_chunks) continue;
+                if (chunk >= a.num_chunks) {
+#if GROUP
+                    // But no scale may be what memory held: it might not be finite.
+#pragma unroll
+                    for (int m = 0; m < MATRICES; m++)
+                        copy_table(table_address(to, s, m), tables[m], 0);
+#endif
+                    continue;
+                }
 #endif
 #pragma unroll
-                for (int m = 0; m < MATRICES; m++)
+                for (int m = 0; m < MATRICES; m++) {
                     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                                     address + to + (s * MATRICES + m) * 512),
+                                     address + to + (s * MATRICES + m) * SLOT_BYTES),
                                  "l"(from[m] + s * (WARPS * 512))
                                  : "memory");
+#if GROUP
+                    copy_table(table_address(to, s, m),
+                               tables[m] + s * (WARPS / UNIT_CHUNKS * UNIT_BYTES), TABLE_BYTES);
+#endif
+                }
             }
 #pragma unroll
-            for (int m = 0; m < MATRICES; m++) from[m] += BATCH * WARPS * 512;
+            for (int m = 0; m < MATRICES; m++) {
+                from[m] += BATCH * WARPS * 512;
+#if GROUP
+                tables[m] += BATCH * (WARPS / UNIT_CHUNKS) * UNIT_BYTES;
+#endif
+            }
             left -= BATCH;
             if (left == 0) {
                 walk.next(a);
@@ -68,18 +116,35 @@ struct Ring {
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
-    __device__ __forceinline__ void take(uint4 (&weights)[BATCH][MATRICES]) const {
+#if GROUP
+    // From a lane's weights to the table of its rows.
+    static __device__ __forceinline__ u32 table_offset() {
+        const u32 lane = threadIdx.x & 31;
+        return 512 - lane * 16 + (lane >> 2) * TABLE_BYTES;
+    }
+    __device__ __forceinline__ u32 table_address(u32 to, int s, int m) const {
+        return address + to + (s * MATRICES + m) * SLOT_BYTES + table_offset();
+    }
+#endif
+    __device__ __forceinline__ void take(Chunk (&chunks)[BATCH][MATRICES]) const {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES / BATCH - 1) : "memory");
+        if (GROUP) __syncwarp();  // the tables that other lanes copied
 #pragma unroll
         for (int s = 0; s < BATCH; s++)
 #pragma unroll
-            for (int m = 0; m < MATRICES; m++)
-                weights[s][m] = *(const uint4*)(memory + slot + (s * MATRICES + m) * 512);
+            for (int m = 0; m < MATRICES; m++) {
+                const u8* at = memory + slot + (s * MATRICES + m) * SLOT_BYTES;
+                chunks[s][m].words = *(const uint4*)at;
+#if GROUP
+                chunks[s][m].table = *(const Table*)(at + table_offset());
+#endif
+            }
     }
     __device__ __forceinline__ void refill(const Arguments& a) {
+        if (GROUP) __syncwarp();  // all lanes have read what is now overwritten
         issue(a, slot);
-        slot += BATCH * MATRICES * 512;
-        if (slot == STAGES * MATRICES * 512) slot = 0;
+        slot += BATCH * MATRICES * SLOT_BYTES;
+        if (slot == STAGES * MATRICES * SLOT_BYTES) slot = 0;
     }
 };
 #endif
@@ -138,9 +203,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
     const int warp = threadIdx.x >> 5;
     const int step_chunks = WARPS * BATCH;
     const int steps = (a.num_chunks + step_chunks - 1) / step_chunks * BATCH;
-    const int chunks = steps * WARPS;
+    const int chunks = steps * WARPS * HALVES;  // of 32 inputs
 #if __CUDA_ARCH__ >= 800
-    u8* staged = memory + WARPS * STAGES * MATRICES * 512;
+    u8* staged = memory + WARPS * STAGES * MATRICES * SLOT_BYTES;
     Ring ring(a, memory, steps);
 #else
     u8* staged = memory;
@@ -167,30 +232,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
 #pragma unroll 2
         for (int step = 0; step < steps; step += BATCH) {
             Operands operands[BATCH];
-            uint4 weights[BATCH][MATRICES];
+            Chunk weights[BATCH][MATRICES];
 #pragma unroll
             for (int s = 0; s < BATCH; s++) inputs.load(step + s, operands[s]);
             ring.take(weights);
 #pragma unroll
             for (int s = 0; s < BATCH; s++)
 #pragma unroll
-                for (int m = 0; m < MATRICES; m++) sum[m].add(operands[s], weights[s][m]);
+                for (int m = 0; m < MATRICES; m++) add_chunk(sum[m], operands[s], weights[s][m]);
             ring.refill(a);
         }
 #else
         const u8* from[MATRICES];
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+#if GROUP
+        const u8* tables[MATRICES];
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) tables[m] = walk.tables(a, m);
+#endif
         for (int step = 0; step < steps; step += AHEAD) {
-            uint4 weights[AHEAD][MATRICES];
+            Chunk weights[AHEAD][MATRICES];
 #pragma unroll
             for (int s = 0; s < AHEAD; s++)
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++) {
-                    weights[s][m] = make_uint4(0, 0, 0, 0);
-                    if ((step + s) * WARPS + warp < a.num_chunks)
-                        weights[s][m] =
-                            load_stream((const uint4*)(from[m] + (size_t)(step + s) * WARPS * 512));
+                    weights[s][m] = Chunk();
+                    if ((step + s) * WARPS + warp >= a.num_chunks) continue;
+                    weights[s][m].words =
+                        load_stream((const uint4*)(from[m] + (size_t)(step + s) * WARPS * 512));
+#if GROUP
+                    weights[s][m].table = *(const Table*)(
+                        tables[m] + (size_t)(step + s) * (WARPS / UNIT_CHUNKS) * UNIT_BYTES);
+#endif
                 }
 #pragma unroll
             for (int s = 0; s < AHEAD; s++) {
@@ -198,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
                 Operands operands;
                 inputs.load(step + s, operands);
 #pragma unroll
-                for (int m = 0; m < MATRICES; m++) sum[m].add(operands, weights[s][m]);
+                for (int m = 0; m < MATRICES; m++) add_chunk(sum[m], operands, weights[s][m]);
             }
         }
 #endif

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from martlet.kernels.norm import Norm
-from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
+from martlet.quantization.formats import WeightFormat
+from martlet.quantization.packing import TILE_ROWS, tile_columns
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Epilogue",
     "Segment",
     "arguments_of",
+    "format_defines",
+    "table_bytes",
 ]
 
 ACTIVATION_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -43,6 +46,7 @@ class Segment(ctypes.Structure):
         ("tiles", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("groups", ctypes.c_void_p),
         ("num_tiles", ctypes.c_int),
         ("num_rows", ctypes.c_int),
     )
@@ -79,6 +83,23 @@ class Epilogue:
     dtype: torch.dtype | None = None
 
 
+def format_defines(format: WeightFormat) -> dict[str, int]:
+    """What a kernel is compiled with for weights of a format."""
+    return {
+        "BITS": format.bits,
+        "GROUP": format.group_size or 0,
+        "ZEROS": int(format.has_zeros),
+    }
+
+
+def table_bytes(format: WeightFormat) -> int:
+    """Bytes of the scales, and zeros, that a lane needs for its 16 bytes of weights."""
+    if format.group_size is None:
+        return 0
+    groups = max(1, tile_columns(format.bits) // format.group_size)
+    return groups * 4 * (2 if format.has_zeros else 1)
+
+
 def arguments_of(
     x: Tensor,
     segments: Sequence[tuple[TiledTensor, Tensor | None]],
@@ -94,13 +115,16 @@ def arguments_of(
         num_segments=len(segments),
         rows=rows,
         in_features=in_features,
-        num_chunks=-(-in_features // TILE_COLUMNS),
+        num_chunks=-(-in_features // tile_columns(segments[0][0].format.bits)),
         out_features=y.shape[1],
         activation=ACTIVATION_NUMBERS[epilogue.activation],
         is_y_float=int(y.dtype == torch.float32),
     )
     for place, (weight, bias) in zip(arguments.segment, segments, strict=False):
         assert weight.shape[1] == in_features
+        assert weight.format == segments[0][0].format
+        if weight.groups is not None:
+            place.groups = weight.groups.data_ptr()
         place.tiles, place.scale = weight.data.data_ptr(), weight.scale.data_ptr()
         place.num_rows, place.num_tiles = weight.shape[0], weight.scale.shape[0] // TILE_ROWS
         if bias is not None:

@@ -49,23 +49,58 @@ __device__ __forceinline__ int dot4(u32 a, u32 b, int sum) {
     return sum;
 }
 
+// The inputs of a chunk, row by row.
+struct Operands {
+    Operand of[HALVES][MAX_ROWS];
+};
+
+// Two words of four weights for the 8 inputs of a lane, in the order of these.
+#if BITS == 4
+__device__ __forceinline__ uint2 weights_of(const u32 (&w)[4], int half, int h) {
+    const u32 word = w[2 * half + h];
+    return make_uint2(word & 0x0f0f0f0fu, (word >> 4) & 0x0f0f0f0fu);
+}
+#else
+// The bias of 128 turned back: the sign bit.
+__device__ __forceinline__ uint2 weights_of(const u32 (&w)[4], int, int h) {
+    return make_uint2(w[h] ^ 0x80808080u, w[2 + h] ^ 0x80808080u);
+}
+#endif
+
 struct Accumulator {
     float sum[MAX_ROWS][2];
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int r = 0; r < MAX_ROWS; r++) sum[r][0] = sum[r][1] = 0.0f;
     }
-    __device__ __forceinline__ void add(const Operand (&b)[MAX_ROWS], const uint4& w) {
-        // The bias of 128 turned back: the sign bit.
-        const u32 s[4] = {w.x ^ 0x80808080u, w.y ^ 0x80808080u, w.z ^ 0x80808080u,
-                          w.w ^ 0x80808080u};
+#if GROUP
+    __device__ __forceinline__ void add(const Operands& x, const uint4& words, const Table& table) {
+#else
+    __device__ __forceinline__ void add(const Operands& x, const uint4& words) {
+#endif
+        const u32 w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-        for (int r = 0; r < MAX_ROWS; r++) {
-            const int upper = dot4(s[2], b[r].word.y, dot4(s[0], b[r].word.x, 0));
-            const int lower = dot4(s[3], b[r].word.y, dot4(s[1], b[r].word.x, 0));
-            sum[r][0] = fmaf((float)upper, b[r].scale, sum[r][0]);
-            sum[r][1] = fmaf((float)lower, b[r].scale, sum[r][1]);
-        }
+        for (int half = 0; half < HALVES; half++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const uint2 s = weights_of(w, half, h);
+#pragma unroll
+                for (int r = 0; r < MAX_ROWS; r++) {
+                    const Operand& b = x.of[half][r];
+                    float value = (float)dot4(s.y, b.word.y, dot4(s.x, b.word.x, 0));
+#if GROUP
+                    const int group = half * CHUNK_GROUPS / HALVES;
+                    const float zero = ZEROS ? table.zero(group, h) : MIDDLE;
+                    // Nothing to take off from integers that have a sign.
+                    if (BITS == 4) {
+                        const int total = dot4(0x01010101u, b.word.y, dot4(0x01010101u, b.word.x, 0));
+                        value = fmaf(-zero, (float)total, value);
+                    }
+                    value *= table.scale(group, h);
+#endif
+                    sum[r][h] = fmaf(value, b.scale, sum[r][h]);
+                }
+            }
     }
     __device__ __forceinline__ void store(float* partial, int rows) const {
         const int g = (threadIdx.x & 31) >> 2;
@@ -81,8 +116,6 @@ struct Accumulator {
     }
 };
 
-typedef Operand Operands[MAX_ROWS];
-
 // Where this thread finds its operands of one chunk after the other, WARPS chunks apart. Rows beyond
 // the last repeat it: their sums are not stored.
 struct Inputs {
@@ -90,18 +123,26 @@ struct Inputs {
     const float* scales;
     int rows;
     __device__ __forceinline__ Inputs(const u8* staged, int num_rows, int chunks) {
-        const int chunk = threadIdx.x >> 5;
+        const int chunk = (threadIdx.x >> 5) * HALVES;
         words = staged + chunk * num_rows * 32 + (threadIdx.x & 3) * 8;
         scales = (const float*)(staged + chunks * num_rows * 32) + chunk * num_rows;
         rows = num_rows;
     }
-    __device__ __forceinline__ void load(int step, Operands& b) const {
+    __device__ __forceinline__ void load(int step, Operands& x) const {
 #pragma unroll
-        for (int r = 0; r < MAX_ROWS; r++) {
-            const int row = step * WARPS * rows + min(r, rows - 1);
-            b[r].word = *(const uint2*)(words + row * 32);
-            b[r].scale = scales[row];
-        }
+        for (int half = 0; half < HALVES; half++)
+#pragma unroll
+            for (int r = 0; r < MAX_ROWS; r++) {
+                const int row = (step * WARPS * HALVES + half) * rows + min(r, rows - 1);
+                uint2 word = *(const uint2*)(words + row * 32);
+#if BITS == 4
+                // From (q, e) to (e, q): a word of nibbles gives e = 0, 1 and 2, 3 of both q.
+                word = make_uint2(__byte_perm(word.x, word.y, 0x5140),
+                                  __byte_perm(word.x, word.y, 0x7362));
+#endif
+                x.of[half][r].word = word;
+                x.of[half][r].scale = scales[row];
+            }
     }
 };
 #define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 36)

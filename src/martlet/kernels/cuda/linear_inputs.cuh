@@ -1,7 +1,7 @@
 // What linear.cu is launched with, and its inputs on their way: statistics of a norm, and rows as the
 // products want them.
 #pragma once
-#include "common.cuh"
+#include "weights.cuh"
 
 #ifndef WARPS
 #define WARPS 8
@@ -27,8 +27,13 @@
 #ifndef RAGGED
 #define RAGGED 1
 #endif
-// Loads in flight without asynchronous copies: they cost registers.
-#define AHEAD 4
+// Loads in flight without asynchronous copies: they cost registers, tables of groups too.
+#define AHEAD (GATED && GROUP ? 2 : 4)
+#ifdef ROWS
+#define ONE_COLUMN (ROWS == 1)
+#else
+#define ONE_COLUMN 0
+#endif
 
 #define THREADS (WARPS * 32)
 #define COLUMN_TILES (MAX_ROWS / 8)
@@ -40,6 +45,7 @@ struct Segment {
     const u8* tiles;
     const float* scale;
     const act_t* bias;
+    const u8* groups;
     int num_tiles;
     int num_rows;
 };
@@ -54,7 +60,7 @@ struct Arguments {
     int num_segments;
     int rows;
     int in_features;         // a multiple of 8
-    int num_chunks;          // of 32 inputs, the last one padded
+    int num_chunks;          // of CHUNK_INPUTS, the last one padded
     int out_features;
     int norm;
     int activation;

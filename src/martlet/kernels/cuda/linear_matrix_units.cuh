@@ -40,7 +40,7 @@ __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, 
 }
 
 // The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
-// the order (q, e = 0 2 1 3); zeros up to a whole step of the block. Also OFFSET times their sums.
+// the order (q, e = 0 2 1 3), or (q, e) where there are groups; zeros up to a whole step of the block. Also OFFSET times their sums.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
                              float* row_offset, float* scratch) {
     Team team(rows_of(a), scratch);
@@ -65,72 +65,15 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int even = 4 * (i >> 1) + (i & 1);
-                pair[i] = half[even] | (half[even + 2] << 16);
+                // Neighbours, or as even_halves and odd_halves take bytes out of a word.
+                const int one = GROUP ? 2 * i : 4 * (i >> 1) + (i & 1);
+                pair[i] = half[one] | (half[one + (GROUP ? 1 : 2)] << 16);
             }
             u8* place = staged + ((chunk * rows_of(a) + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);
             *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
         }
         sum = team.sum(sum);
-        if (team.rank() == 0) row_offset[r] = OFFSET * sum;
+        if (team.rank() == 0) row_offset[r] = GROUP ? 0.0f : OFFSET * sum;
     }
 }
-
-struct Accumulator {
-    float first[COLUMN_TILES][4];  // of the first 16 inputs of chunks
-    float second[COLUMN_TILES][4];
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) first[n][i] = second[n][i] = 0.0f;
-    }
-    __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
-        // Out of the compiler's sight, so that it stays in a register and the selector does not.
-        u32 exponents;
-        asm("mov.b32 %0, 0x64646464;" : "=r"(exponents));
-        const u32 even[4] = {even_halves(w.x), even_halves(w.y), even_halves(w.z),
-                             even_halves(w.w)};
-        const u32 odd[4] = {odd_halves(w.x, exponents), odd_halves(w.y, exponents),
-                            odd_halves(w.z, exponents), odd_halves(w.w, exponents)};
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) {
-            multiply(first[n], even[0], even[1], odd[0], odd[1], b[n].x, b[n].y);
-            multiply(second[n], even[2], even[3], odd[2], odd[3], b[n].z, b[n].w);
-        }
-    }
-    // partial: (16, rows) of this warp
-    __device__ __forceinline__ void store(float* partial, int rows) const {
-        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int column = 8 * n + 2 * c + (i & 1);
-                if (column < rows) partial[(g + 8 * (i >> 1)) * rows + column] =
-                        first[n][i] + second[n][i];
-            }
-    }
-};
-
-typedef uint4 Operands[COLUMN_TILES];
-
-// Where this thread finds its operands of one chunk after the other, WARPS chunks apart. Columns
-// beyond the rows repeat the last row: their sums are not stored.
-struct Inputs {
-    const u8* from[COLUMN_TILES];
-    int step_bytes;
-    __device__ __forceinline__ Inputs(const u8* staged, int rows, int) {
-        const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3, chunk = threadIdx.x >> 5;
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++)
-            from[n] = staged + ((chunk * rows + min(8 * n + g, rows - 1)) * 4 + c) * 16;
-        step_bytes = WARPS * rows * 64;
-    }
-    __device__ __forceinline__ void load(int step, Operands& b) const {
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) b[n] = *(const uint4*)(from[n] + step * step_bytes);
-    }
-};
-#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 64)

@@ -10,6 +10,8 @@
 // the ring too, however many there are, and are read again for the next tiles; two tiles at a time
 // (those of gate and up, else neighbours) share each reading.
 //
+// Where groups of inputs have scales of their own (GROUP), they come with the weights, as in linear.cu.
+//
 // Compute capability 8.0 on. Defines: ACTIVATION_TYPE (of y, bias and residual), WARPS (a power of
 // two), STAGES, GATED, STREAMED, MAX_ROWS (8 or 16), RAGGED (the inputs are no whole number of BATCH
 // steps of all warps), ACTIVATION.
@@ -17,10 +19,12 @@
 #define STREAMED 0
 #endif
 #define PAIRED (STREAMED && !GATED)
-#include "linear_matrix_units.cuh"
+#include "linear_groups.cuh"
 #include "linear_walk.cuh"
 
-#define SLOT_BYTES (MAX_ROWS * 64)    // inputs of a step: [row] of 64 bytes
+#define HALF_BYTES (MAX_ROWS * 64)             // 32 inputs of a step: [row] of 64 bytes
+#define SLOT_BYTES (HALVES * HALF_BYTES)       // inputs of a step
+#define CHUNK_BYTES (512 + 8 * TABLE_BYTES)    // weights of a step and a matrix, and their tables
 #define PARTIAL_STRIDE (MAX_ROWS + 2) // floats from one output to the next: other banks
 #define PARTIAL_SIZE (WARPS * 16 * PARTIAL_STRIDE)
 
@@ -50,35 +54,62 @@ __device__ __forceinline__ uint4 load_shared16(u32 from) {
 struct WeightRing {
     u32 address;  // of the first slot
     const u8* from[MATRICES];
+#if GROUP
+    const u8* tables[MATRICES];
+    u32 table;  // of the first slot
+#endif
     Walk walk;
     int steps, left;  // of a tile; of those not asked for yet
     u32 slot;         // that is computed next, bytes behind the first
 
     __device__ __forceinline__ WeightRing(const Arguments& a, u8* shared, int steps_of_tile)
         : walk(a), steps(steps_of_tile), slot(0) {
-        const u8* first = shared + (threadIdx.x >> 5) * (STAGES * MATRICES * 512);
+        const u8* first = shared + (threadIdx.x >> 5) * (STAGES * MATRICES * CHUNK_BYTES);
         address = (u32)__cvta_generic_to_shared(first) + (threadIdx.x & 31) * 16;
+#if GROUP
+        table = (u32)__cvta_generic_to_shared(first) + 512 + ((threadIdx.x & 31) >> 2) * TABLE_BYTES;
+#endif
         begin_tile(a);
     }
     __device__ __forceinline__ void begin_tile(const Arguments& a) {
         left = walk.done(a) ? 0 : steps;
         if (left)
 #pragma unroll
-            for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+            for (int m = 0; m < MATRICES; m++) {
+                from[m] = walk.weights(a, m);
+#if GROUP
+                tables[m] = walk.tables(a, m);
+#endif
+            }
     }
     __device__ __forceinline__ void issue(const Arguments& a, u32 to) {
         if (left == 0) return;
 #pragma unroll
         for (int s = 0; s < BATCH; s++) {
             // Behind the end of a row there is nothing to read: its inputs are zeros.
-            if (RAGGED && (steps - left + s) * WARPS + (int)(threadIdx.x >> 5) >= a.num_chunks)
-                continue;
+            const bool is_there =
+                !RAGGED || (steps - left + s) * WARPS + (int)(threadIdx.x >> 5) < a.num_chunks;
+#if GROUP
+            // But no scale may be what memory held: it might not be finite.
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
-                copy16(address + to + (s * MATRICES + m) * 512, from[m] + s * (WARPS * 512), 16);
+                copy_table(table + to + (s * MATRICES + m) * CHUNK_BYTES,
+                           tables[m] + (is_there ? s * (WARPS / UNIT_CHUNKS * UNIT_BYTES) : 0),
+                           is_there ? TABLE_BYTES : 0);
+#endif
+            if (!is_there) continue;
+#pragma unroll
+            for (int m = 0; m < MATRICES; m++)
+                copy16(address + to + (s * MATRICES + m) * CHUNK_BYTES, from[m] + s * (WARPS * 512),
+                       16);
         }
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) from[m] += BATCH * WARPS * 512;
+        for (int m = 0; m < MATRICES; m++) {
+            from[m] += BATCH * WARPS * 512;
+#if GROUP
+            tables[m] += BATCH * (WARPS / UNIT_CHUNKS) * UNIT_BYTES;
+#endif
+        }
         left -= BATCH;
         if (left == 0) {
             walk.next(a);
@@ -90,11 +121,20 @@ struct WeightRing {
         for (int s = 0; s < BATCH; s++)
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
-                weights[s][m] = load_shared16(address + slot + (s * MATRICES + m) * 512);
+                weights[s][m] = load_shared16(address + slot + (s * MATRICES + m) * CHUNK_BYTES);
     }
+#if GROUP
+    __device__ __forceinline__ void load_tables(Table (&to)[BATCH][MATRICES]) const {
+#pragma unroll
+        for (int s = 0; s < BATCH; s++)
+#pragma unroll
+            for (int m = 0; m < MATRICES; m++)
+                load_table(to[s][m], table + slot + (s * MATRICES + m) * CHUNK_BYTES);
+    }
+#endif
     __device__ __forceinline__ void advance() {
-        slot += BATCH * MATRICES * 512;
-        if (slot == STAGES * MATRICES * 512) slot = 0;
+        slot += BATCH * MATRICES * CHUNK_BYTES;
+        if (slot == STAGES * MATRICES * CHUNK_BYTES) slot = 0;
     }
 };
 
@@ -113,7 +153,7 @@ struct RowRing {
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
         const int part = lane & 3, g = lane >> 2;
         row = g, rows = rows_of(a), row_bytes = a.in_features * 2;
-        input = warp * 32 + part * 8;
+        input = warp * CHUNK_INPUTS + part * 8;
         from = (const u8*)a.x + (size_t)row * row_bytes + input * 2;
         end = (STREAMED ? STAGES : steps) * SLOT_BYTES;
         const u32 own = (u32)__cvta_generic_to_shared(shared) + warp * end + g * 64;
@@ -125,34 +165,35 @@ struct RowRing {
     __device__ __forceinline__ void issue(const Arguments& a) {
         if (passes == 0) return;
 #pragma unroll
-        for (int s = 0; s < BATCH; s++) {
-            int bytes = 16, ahead = s * (WARPS * 64);
-            if (RAGGED && (step + s) * (WARPS * 32) + input >= a.in_features)
-                bytes = 0, ahead = -step * (WARPS * 64) - input * 2;
+        for (int s = 0; s < BATCH * HALVES; s++) {
+            const int more = s / HALVES * (WARPS * CHUNK_INPUTS) + s % HALVES * 32;  // inputs
+            int bytes = 16, ahead = more * 2;
+            if (RAGGED && step * (WARPS * CHUNK_INPUTS) + more + input >= a.in_features)
+                bytes = 0, ahead = -(step * (WARPS * CHUNK_INPUTS) + input) * 2;
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++)
                 if (row + 8 * n < rows)
-                    copy16(address + to + s * SLOT_BYTES + n * 512,
+                    copy16(address + to + s * HALF_BYTES + n * 512,
                            from + ahead + n * 8 * row_bytes, bytes);
         }
-        from += BATCH * WARPS * 64;
+        from += BATCH * WARPS * CHUNK_INPUTS * 2;
         step += BATCH;
         if (step == steps) {
-            from -= (size_t)steps * (WARPS * 64);
+            from -= (size_t)steps * (WARPS * CHUNK_INPUTS * 2);
             step = 0, passes--;
         }
         to += BATCH * SLOT_BYTES;
         if (to == end) to = 0;
     }
     // Rows that are not there are what lies in their place: their sums are not written.
-    __device__ __forceinline__ void load(uint4 (&operands)[BATCH][COLUMN_TILES]) const {
+    __device__ __forceinline__ void load(uint4 (&operands)[BATCH][HALVES][COLUMN_TILES]) const {
 #pragma unroll
-        for (int s = 0; s < BATCH; s++)
+        for (int s = 0; s < BATCH * HALVES; s++)
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++) {
-                const u32 ahead = slot + s * SLOT_BYTES + n * 512;
+                const u32 ahead = slot + s * HALF_BYTES + n * 512;
                 const uint2 x = load_shared8(first + ahead), y = load_shared8(second + ahead);
-                operands[s][n] = make_uint4(x.x, x.y, y.x, y.y);
+                operands[s / HALVES][s % HALVES][n] = make_uint4(x.x, x.y, y.x, y.y);
             }
     }
     __device__ __forceinline__ void advance() {
@@ -160,16 +201,6 @@ struct RowRing {
         if (slot == end) slot = 0;
     }
 };
-
-// Two neighbouring bytes of a word as exact integers in float16: 0x64 above a byte u is 1024 + u, and
-// a weight w is stored as w + 128.
-template <int SELECTOR>
-__device__ __forceinline__ u32 integers(u32 word) {
-    u32 value;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(value) : "r"(word), "r"(0x64646464u), "n"(SELECTOR));
-    asm("sub.f16x2 %0, %0, %1;" : "+r"(value) : "r"(0x64806480u));
-    return value;
-}
 
 struct Sums {
     float of[COLUMN_TILES][4];
@@ -179,16 +210,18 @@ struct Sums {
 #pragma unroll
             for (int i = 0; i < 4; i++) of[n][i] = 0.0f;
     }
-    __device__ __forceinline__ void add(const uint4 (&b)[COLUMN_TILES], const uint4& w) {
-        constexpr int low = 0x4140, high = 0x4342;
-        const u32 a[8] = {integers<low>(w.x),  integers<low>(w.y),  integers<high>(w.x),
-                          integers<high>(w.y), integers<low>(w.z),  integers<low>(w.w),
-                          integers<high>(w.z), integers<high>(w.w)};
+#if !GROUP
+    __device__ __forceinline__ void add(const uint4 (&b)[HALVES][COLUMN_TILES], const uint4& w) {
+        u32 a[STEPS16][4];
+        left_operands(w, a);
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) multiply(of[n], a[0], a[1], a[2], a[3], b[n].x, b[n].y);
+        for (int n = 0; n < COLUMN_TILES; n++)
+            multiply(of[n], a[0][0], a[0][1], a[0][2], a[0][3], b[0][n].x, b[0][n].y);
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) multiply(of[n], a[4], a[5], a[6], a[7], b[n].z, b[n].w);
+        for (int n = 0; n < COLUMN_TILES; n++)
+            multiply(of[n], a[1][0], a[1][1], a[1][2], a[1][3], b[0][n].z, b[0][n].w);
     }
+#endif
     // partial: (16, PARTIAL_STRIDE) of this warp
     __device__ __forceinline__ void store(float* partial) const {
         const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
@@ -243,14 +276,14 @@ linear_several(const GRID_CONSTANT Arguments a, const float* row_scale) {
     WeightRing weights(a, memory, steps);
 #pragma unroll
     for (int s = 0; s < STAGES; s += BATCH) {
-        weights.issue(a, s * (MATRICES * 512));
+        weights.issue(a, s * (MATRICES * CHUNK_BYTES));
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
     allow_next_kernel();
     int units = Walk::units(a.segment[0]);
     for (int s = 1; s < a.num_segments && !GATED; s++) units += Walk::units(a.segment[s]);
     const int turns = (units - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    u8* staged = memory + WARPS * STAGES * MATRICES * 512;
+    u8* staged = memory + WARPS * STAGES * MATRICES * CHUNK_BYTES;
     RowRing rows(a, staged, steps, turns);
     wait_for_inputs();
     // As many groups as of weights: then the oldest but STAGES / BATCH - 1 are always those of the
@@ -269,15 +302,28 @@ linear_several(const GRID_CONSTANT Arguments a, const float* row_scale) {
         for (int m = 0; m < MATRICES; m++) sum[m].clear();
 #pragma unroll 2
         for (int step = 0; step < steps; step += BATCH) {
-            uint4 operands[BATCH][COLUMN_TILES], words[BATCH][MATRICES];
+            uint4 operands[BATCH][HALVES][COLUMN_TILES], words[BATCH][MATRICES];
             asm volatile("cp.async.wait_group %0;" ::"n"(STAGES / BATCH - 1) : "memory");
             __syncwarp();  // the copies of the other lanes
             rows.load(operands);
             weights.load(words);
+#if GROUP
+            Table tables[BATCH][MATRICES];
+            weights.load_tables(tables);
+#pragma unroll
+            for (int s = 0; s < BATCH; s++) {
+                Totals totals;
+                totals.take(operands[s]);
+#pragma unroll
+                for (int m = 0; m < MATRICES; m++)
+                    add_groups(sum[m].of, operands[s], totals, words[s][m], tables[s][m]);
+            }
+#else
 #pragma unroll
             for (int s = 0; s < BATCH; s++)
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++) sum[m].add(operands[s], words[s][m]);
+#endif
             __syncwarp();  // all lanes have read what is now overwritten
             weights.issue(a, weights.slot);
             rows.issue(a);

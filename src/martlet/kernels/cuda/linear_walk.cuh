@@ -52,6 +52,16 @@ struct Walk {
         return of.tiles + ((size_t)tile * a.num_chunks + (threadIdx.x >> 5)) * 512 +
                (threadIdx.x & 31) * 16;
     }
+#if GROUP
+    // The table of those.
+    __device__ __forceinline__ const u8* tables(const Arguments& a, int matrix) const {
+        const Segment& of = a.segment[GATED ? matrix : segment];
+        const int tile = PAIRED ? min(2 * unit + matrix, of.num_tiles - 1) : unit;
+        const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
+        const size_t at = (size_t)tile * units + (threadIdx.x >> 5) / UNIT_CHUNKS;
+        return of.groups + at * UNIT_BYTES + ((threadIdx.x & 31) >> 2) * TABLE_BYTES;
+    }
+#endif
 };
 
 // What the end of a tile reads beside the sums, brought near by a warp while the tile is computed.

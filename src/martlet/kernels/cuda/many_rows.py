@@ -87,6 +87,8 @@ def linear(
     assert len(weights) == len(biases) > 0
     assert all(weight.shape[1] == in_features for weight in weights)
     route = route or _route(x, weights[0].shape[0], is_gated=False)
+    if weights[0].groups is not None and not isinstance(route, Dequantized):
+        route = Dequantized()
     if isinstance(route, Dequantized):
         return panels.linear(x, weights, biases, epilogue, route.panel_bytes)
     width = sum(weight.shape[0] for weight in weights)
@@ -114,6 +116,8 @@ def gated_linear(
     assert gate.shape == up.shape
     assert gate.shape[1] == x.shape[1]
     route = route or _route(x, 2 * gate.shape[0], is_gated=True)
+    if gate.groups is not None and not isinstance(route, Dequantized):
+        route = Dequantized()
     if isinstance(route, Dequantized):
         return panels.gated_linear(x, gate, up, activation, route.panel_bytes)
     y = torch.empty((x.shape[0], gate.shape[0]), dtype=x.dtype, device=x.device)

@@ -18,21 +18,23 @@ from torch import Tensor
 from martlet.kernels.cuda.driver import Kernel, load_kernels
 from martlet.kernels.cuda.elementwise import finish
 from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES, Epilogue
-from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
+from martlet.kernels.cuda.linear_arguments import format_defines
+from martlet.quantization.formats import WeightFormat
+from martlet.quantization.packing import TILE_BYTES, TILE_ROWS, group_table_numel, tile_columns
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = ["Panel", "Piece", "dequantize", "gated_linear", "linear", "panels"]
 
-_TILE_BYTES = TILE_ROWS * TILE_COLUMNS
 _MAX_PIECES = 3  # as in dequantize.cu
 _WARPS = 8  # of a block of dequantize
+_RUN_BYTES = 256  # of a row that a warp of it writes
 _PANEL_MULTIPLE = 128
 """Rows of a panel are a multiple of this where they can be: blocks of the product have as many."""
 
 
 class _Piece(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("tiles", "scale", "out")),
+        *((name, ctypes.c_void_p) for name in ("tiles", "scale", "groups", "out")),
         *((name, ctypes.c_int) for name in ("rows", "end_tile")),
     )
 
@@ -134,9 +136,10 @@ def _products(x: Tensor, weights: Sequence[TiledTensor], panel_bytes: int) -> Te
     plan, buffer_bytes = _plan(sizes, in_features * item_bytes, panel_bytes)
     y = torch.empty((tokens, plan[-1].stop), dtype=x.dtype, device=x.device)
     buffer = torch.empty(buffer_bytes // item_bytes, dtype=x.dtype, device=x.device)
-    kernel, addresses, at = _kernel(x.dtype, x.device), _addresses(weights), buffer.data_ptr()
+    matrix_of = _Matrix(in_features, item_bytes, weights[0].format)
+    kernel, addresses = _kernel(x.dtype, x.device, matrix_of.format), _addresses(weights)
     for panel in plan:
-        grid, arguments = _arguments(addresses, panel.pieces, in_features, item_bytes, at)
+        grid, arguments = _arguments(addresses, panel.pieces, matrix_of, buffer.data_ptr())
         kernel(grid, _WARPS * 32, arguments)
         # The panel turned over: what a row of it gives is a column of the product.
         matrix = buffer.as_strided((in_features, panel.stop - panel.start), (1, in_features))
@@ -170,43 +173,70 @@ def dequantize(weight: TiledTensor, out: Tensor, first_row: int = 0) -> Tensor:
     assert first_row % TILE_ROWS == 0
     assert 0 < rows <= weight.shape[0] - first_row
     pieces = (Piece(0, first_row, rows),)
-    item_bytes = out.element_size()
-    grid, arguments = _arguments(_addresses([weight]), pieces, columns, item_bytes, out.data_ptr())
-    _kernel(out.dtype, out.device)(grid, _WARPS * 32, arguments)
+    matrix = _Matrix(columns, out.element_size(), weight.format)
+    grid, arguments = _arguments(_addresses([weight]), pieces, matrix, out.data_ptr())
+    _kernel(out.dtype, out.device, weight.format)(grid, _WARPS * 32, arguments)
     return out
 
 
-def _addresses(weights: Sequence[TiledTensor]) -> tuple[int, ...]:
-    """Where the tiles of each weight lie, then where its scales do."""
-    return tuple([at for w in weights for at in (w.data.data_ptr(), w.scale.data_ptr())])
+class _Addresses(NamedTuple):
+    """Where a weight's tiles, scales of rows and scales of groups lie; 0 where there are none."""
+
+    tiles: int
+    scale: int
+    groups: int
+
+
+class _Matrix(NamedTuple):
+    """What a panel is made of: columns, bytes of a float, and the format of the weights."""
+
+    columns: int
+    item_bytes: int
+    format: WeightFormat
+
+
+def _addresses(weights: Sequence[TiledTensor]) -> tuple[_Addresses, ...]:
+    return tuple(
+        [
+            _Addresses(
+                w.data.data_ptr(),
+                w.scale.data_ptr(),
+                0 if w.groups is None else w.groups.data_ptr(),
+            )
+            for w in weights
+        ]
+    )
 
 
 # Weights stay where they are, and so does, in general, the memory of panels: what a launch is made
 # from comes again with every pass.
 @functools.lru_cache(maxsize=8192)
 def _arguments(
-    addresses: tuple[int, ...], pieces: tuple[Piece, ...], columns: int, item_bytes: int, out: int
+    addresses: tuple[_Addresses, ...], pieces: tuple[Piece, ...], matrix: _Matrix, out: int
 ) -> tuple[tuple[int, int, int], _Arguments]:
     """Grid and arguments of ``dequantize`` for rows one below the other from address ``out`` on."""
-    row_bytes, chunks = columns * item_bytes, -(-columns // TILE_COLUMNS)
+    columns, item_bytes, format = matrix
+    chunk_inputs = tile_columns(format.bits)
+    row_bytes, chunks = columns * item_bytes, -(-columns // chunk_inputs)
     is_aligned = row_bytes % 16 == 0 and out % 16 == 0
     arguments = _Arguments(chunks=chunks, columns=columns, is_aligned=is_aligned)
     num_tiles = 0
     # Places that are not used are never reached: every tile is before the end of the last piece.
     for place, piece in zip(arguments.piece, pieces, strict=False):
         num_tiles += -(-piece.rows // TILE_ROWS)
-        tiles, scale = addresses[2 * piece.weight : 2 * piece.weight + 2]
-        place.tiles = tiles + piece.first_row // TILE_ROWS * chunks * _TILE_BYTES
-        place.scale = scale + 4 * piece.first_row
+        weight = addresses[piece.weight]
+        place.tiles = weight.tiles + piece.first_row // TILE_ROWS * chunks * TILE_BYTES
+        place.scale = weight.scale + 4 * piece.first_row
+        if weight.groups:
+            place.groups = weight.groups + 2 * group_table_numel(piece.first_row, columns, format)
         place.out, place.rows, place.end_tile = out, piece.rows, num_tiles
         out += piece.rows * row_bytes
     arguments.num_tiles = num_tiles
-    runs = -(-chunks // (8 // item_bytes))
+    runs = -(-chunks * chunk_inputs // (_RUN_BYTES // item_bytes))
     return (-(-num_tiles * runs // _WARPS), 1, 1), arguments
 
 
-@functools.lru_cache(maxsize=16)
-def _kernel(dtype: torch.dtype, device: torch.device) -> Kernel:
-    return load_kernels("dequantize", {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype]}, device)[
-        "dequantize"
-    ]
+@functools.lru_cache(maxsize=64)
+def _kernel(dtype: torch.dtype, device: torch.device, format: WeightFormat) -> Kernel:
+    defines = {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype], **format_defines(format)}
+    return load_kernels("dequantize", defines, device)["dequantize"]

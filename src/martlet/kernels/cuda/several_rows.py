@@ -1,4 +1,4 @@
-"""Products of several rows with tiled int8 weights on a GPU: the decode step of a batch.
+"""Products of several rows with tiled weights on a GPU: the decode step of a batch.
 
 ``linear_several.cu`` says how, ``few_rows`` when. Here is what it is launched with, after the rows
 have become float16 by a launch of their own (``round_rows.cu``) where they are not yet.
@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from martlet.kernels.cuda.driver import DeviceLimits, Kernel, device_limits, load_kernels
-from martlet.kernels.cuda.linear_arguments import ACTIVATION_TYPES, Arguments
-from martlet.quantization.packing import TILE_COLUMNS
+from martlet.kernels.cuda.linear_arguments import (
+    ACTIVATION_TYPES,
+    Arguments,
+    format_defines,
+    table_bytes,
+)
+from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.packing import TILE_BYTES, tile_columns
 
 __all__ = ["SeveralVariant", "can_run", "launch"]
 
@@ -51,6 +57,7 @@ class SeveralVariant:
     is_gated: bool
     activation: int
     shape: _Shape
+    format: WeightFormat = INT8
 
     def defines(self) -> dict[str, int]:
         """The definitions to compile with."""
@@ -63,6 +70,7 @@ class SeveralVariant:
             "MAX_ROWS": self.shape.max_rows,
             "RAGGED": int(self.shape.is_ragged),
             "ACTIVATION": self.activation,
+            **format_defines(self.format),
         }
 
 
@@ -71,7 +79,7 @@ def can_run(capability: tuple[int, int]) -> bool:
     return capability >= (8, 0)
 
 
-def launch(x: Tensor, arguments: Arguments, is_gated: bool) -> None:
+def launch(x: Tensor, arguments: Arguments, is_gated: bool, format: WeightFormat) -> None:
     """Launch a product that ``few_rows`` describes; it is written to ``arguments.y``.
 
     Shapes:
@@ -80,7 +88,8 @@ def launch(x: Tensor, arguments: Arguments, is_gated: bool) -> None:
     rows, in_features = x.shape
     limits = device_limits(x.device)
     tiles = tuple(s.num_tiles for s in arguments.segment[: arguments.num_segments])
-    shape = _shape(in_features, rows, tiles[:1] if is_gated else tiles, is_gated, limits)
+    product_size = _Size(in_features, rows, tiles[:1] if is_gated else tiles, is_gated, format)
+    shape = _shape(product_size, limits)
     product = Arguments.from_buffer_copy(arguments)
     scale = None
     if arguments.norm or x.dtype != torch.float16:
@@ -89,7 +98,8 @@ def launch(x: Tensor, arguments: Arguments, is_gated: bool) -> None:
         kernel = _round_kernel(x.device, x.dtype, arguments.norm)
         kernel((rows, 1, 1), _ROUND_WARPS * 32, arguments, rounded, scale, dependent=True)
         product.x = rounded.data_ptr()
-    kernel = _kernel(x.device, SeveralVariant(x.dtype, is_gated, arguments.activation, shape))
+    variant = SeveralVariant(x.dtype, is_gated, arguments.activation, shape, format)
+    kernel = _kernel(x.device, variant)
     kernel(
         (shape.grid, 1, 1),
         shape.warps * 32,
@@ -100,28 +110,33 @@ def launch(x: Tensor, arguments: Arguments, is_gated: bool) -> None:
     )
 
 
-@functools.lru_cache(maxsize=512)
-def _shape(
-    in_features: int, rows: int, tiles: tuple[int, ...], is_gated: bool, limits: DeviceLimits
-) -> _Shape:
-    """The launch that reads inputs least often from the second-level cache, of those that fit.
+@dataclass(frozen=True)
+class _Size:
+    """A product; ``tiles`` are those of each matrix side by side."""
 
-    ``tiles`` are those of each matrix side by side.
-    """
-    blocks, pairs = limits.num_multiprocessors, sum(-(-count // 2) for count in tiles)
-    for is_streamed in _forms(blocks, tiles, pairs, is_gated):
-        grid = min(pairs if is_streamed and not is_gated else sum(tiles), blocks)
-        for warps, stages in _CONFIGURATIONS[2 if is_gated or is_streamed else 1]:
+    in_features: int
+    rows: int
+    tiles: tuple[int, ...]
+    is_gated: bool
+    format: WeightFormat
+
+
+@functools.lru_cache(maxsize=512)
+def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
+    """The launch that reads inputs least often from the second-level cache, of those that fit."""
+    blocks, pairs = limits.num_multiprocessors, sum(-(-count // 2) for count in size.tiles)
+    step_inputs = _BATCH * tile_columns(size.format.bits)
+    for is_streamed in _forms(blocks, size.tiles, pairs, size.is_gated):
+        grid = min(pairs if is_streamed and not size.is_gated else sum(size.tiles), blocks)
+        for warps, stages in _CONFIGURATIONS[2 if size.is_gated or is_streamed else 1]:
             shape = _Shape(
                 warps,
                 stages,
-                max_rows=-(-rows // 8) * 8,
+                max_rows=-(-size.rows // 8) * 8,
                 is_streamed=is_streamed,
-                is_ragged=in_features % (warps * _BATCH * TILE_COLUMNS) != 0,
+                is_ragged=size.in_features % (warps * step_inputs) != 0,
                 grid=grid,
-                shared_bytes=_shared_bytes(
-                    in_features, rows, is_gated, (warps, stages), is_streamed
-                ),
+                shared_bytes=_shared_bytes(size, (warps, stages), is_streamed),
             )
             if _holds(limits, shape.shared_bytes):
                 return shape
@@ -138,21 +153,17 @@ def _forms(blocks: int, tiles: tuple[int, ...], pairs: int, is_gated: bool) -> t
     return (True,) if is_one_pair else (False, True)
 
 
-def _shared_bytes(
-    in_features: int,
-    rows: int,
-    is_gated: bool,
-    configuration: tuple[int, int],
-    is_streamed: bool,
-) -> int:
+def _shared_bytes(size: _Size, configuration: tuple[int, int], is_streamed: bool) -> int:
     """Ring of weights, inputs, and partial sums of two turns, as linear_several.cu lays them."""
     warps, stages = configuration
-    max_rows = -(-rows // 8) * 8
-    matrices = 2 if is_gated or is_streamed else 1
-    steps = -(-in_features // (warps * _BATCH * TILE_COLUMNS)) * _BATCH
-    input_bytes = warps * (stages if is_streamed else steps) * max_rows * 2 * TILE_COLUMNS
+    max_rows = -(-size.rows // 8) * 8
+    matrices = 2 if size.is_gated or is_streamed else 1
+    columns = tile_columns(size.format.bits)
+    steps = -(-size.in_features // (warps * _BATCH * columns)) * _BATCH
+    input_bytes = warps * (stages if is_streamed else steps) * max_rows * 2 * columns
     partial_bytes = 2 * matrices * warps * 16 * (max_rows + 2) * 4
-    return warps * stages * matrices * 512 + input_bytes + partial_bytes
+    chunk_bytes = TILE_BYTES + 8 * table_bytes(size.format)
+    return warps * stages * matrices * chunk_bytes + input_bytes + partial_bytes
 
 
 def _holds(limits: DeviceLimits, shared_bytes: int) -> bool:

@@ -1,35 +1,7 @@
-// What surrounds the blocks in a decode step: a token's embedding, and the choice of the next token.
+// What follows the blocks in a decode step: the choice of the next token.
 #include "choice.cuh"
 
 #define THREADS 1024
-
-// Rows of a tiled int8 table as activations, plus a row of a position table where there is one.
-// Grid: one block a row of `y`.
-extern "C" __global__ void __launch_bounds__(256)
-    embed(const long long* token_ids, const u8* tiles, const float* scale, const act_t* positions,
-          const int* lengths, int num_positions, act_t* y, int hidden_size) {
-    allow_next_kernel();
-    wait_for_inputs();
-    const int row = (int)token_ids[blockIdx.x], chunks = (hidden_size + 31) / 32;
-    const int h = (row >> 3) & 1, g = row & 7;
-    const u8* tile = tiles + (size_t)(row >> 4) * chunks * 512;
-    const float factor = scale[row];
-    const int position = positions ? max(0, min(lengths[blockIdx.x], num_positions - 1)) : 0;
-    for (int at = threadIdx.x * 4; at < hidden_size; at += blockDim.x * 4) {
-        const int chunk = at >> 5, q = (at >> 4) & 1, c = (at >> 2) & 3;
-        const u32 word = *(const u32*)(tile + chunk * 512 + (4 * g + c) * 16 + q * 8 + h * 4);
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            if (at + e >= hidden_size) break;
-            // Rounded as a table look-up rounds, before the position comes in.
-            act_t value = from_float((float)((int)((word >> (8 * e)) & 255u) - 128) * factor);
-            if (positions)
-                value = from_float(to_float(value) +
-                                   to_float(positions[(size_t)position * hidden_size + at + e]));
-            y[(size_t)blockIdx.x * hidden_size + at + e] = value;
-        }
-    }
-}
 
 // The most probable token of each row that is not suppressed, and its log-probability among all.
 // Grid: one block a row; each has its own row of `suppressed`, `suppressed_stride` apart (0: all have

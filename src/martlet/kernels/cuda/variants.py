@@ -25,6 +25,14 @@ ARCHITECTURES = (
 )
 
 _TYPES = (0, 1, 2)  # of activations: float16, bfloat16, float32
+_INT8 = {"BITS": 8, "GROUP": 0, "ZEROS": 0}
+# Formats of weights with groups: each size, with and without zeros, and int8.
+_GROUPED = (
+    {"BITS": 4, "GROUP": 32, "ZEROS": 0},
+    {"BITS": 4, "GROUP": 64, "ZEROS": 1},
+    {"BITS": 4, "GROUP": 128, "ZEROS": 0},
+    {"BITS": 8, "GROUP": 128, "ZEROS": 0},
+)
 
 # Source without ".cu" -> the definitions of each of its variants; {} is a source without choices.
 VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
@@ -32,7 +40,18 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         *({"ACTIVATION_TYPE": number, "HEAD_DIM": 64, "GROUP": 1} for number in _TYPES),
         {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
     ],
-    "dequantize": [{"ACTIVATION_TYPE": number} for number in _TYPES],
+    "dequantize": [
+        *({"ACTIVATION_TYPE": number, **_INT8} for number in _TYPES),
+        *(
+            {"ACTIVATION_TYPE": number % 3, **format}
+            for number, format in enumerate(_GROUPED, start=1)
+        ),
+    ],
+    "embed": [
+        *({"ACTIVATION_TYPE": number, **_INT8} for number in _TYPES),
+        {"ACTIVATION_TYPE": 1, **_GROUPED[0]},
+        {"ACTIVATION_TYPE": 0, **_GROUPED[1]},
+    ],
     "finish": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "gemm": [
         {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated}
@@ -54,10 +73,27 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
             "RAGGED": gated,
             "NORM": (number + gated) % 3,
             "ACTIVATION": gated,
+            **(_INT8 if number != 1 else _GROUPED[gated]),
             **({"ROWS": 1} if number == 0 else {}),
         }
         for number in _TYPES
         for gated in (0, 1)
+    ]
+    + [
+        {
+            "ACTIVATION_TYPE": 0,
+            "GATED": 0,
+            "MATRIX_UNITS": units,
+            "WARPS": 8,
+            "STAGES": 4,
+            "MAX_ROWS": 8 if units else 1,
+            "RAGGED": 1,
+            "NORM": 1,
+            "ACTIVATION": 0,
+            "ROWS": 1,
+            **_GROUPED[3 if units else 2],
+        }
+        for units in (0, 1)
     ],
     "linear_several": [
         {
@@ -69,6 +105,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
             "MAX_ROWS": 8 if (number + gated + streamed) % 2 else 16,
             "RAGGED": number % 2,
             "ACTIVATION": gated,
+            **(_INT8 if number == 2 else _GROUPED[2 * streamed + gated]),
         }
         for number, gated, streamed in ((0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (2, 1, 1))
     ],
