@@ -88,7 +88,7 @@ def test_the_plan_of_a_model_is_the_plan_it_is_loaded_by(tiny_cpm2):
 
 def test_the_planned_bytes_are_those_of_the_loaded_weights(tiny_cpm1, tiny_cpm2):
     for folder in (tiny_cpm1, tiny_cpm2):
-        for quantize in (None, "int8", "none"):
+        for quantize in (None, "int8", "none", "int4", "int4-g64-asym", "int8-g128"):
             model = martlet.load(folder, device="cpu", quantize=quantize)
             executor = model._model.generator.executor
             blocks = [executor.fixed()]
@@ -127,7 +127,8 @@ def test_a_budget_that_is_too_small_names_what_is_missing_and_loads_nothing(tiny
     "options",
     [
         {"device": "tpu"},
-        {"quantize": "int4"},
+        {"quantize": "int3"},
+        {"quantize": "int8-g32-asym"},
         {"gpu_memory": "lots"},
         {"ram": 0},
         {"num_threads": 0},

@@ -39,7 +39,7 @@ def test_a_usage_error_names_the_help_to_read():
 def test_running_out_of_memory_gives_4_and_a_way_out(error):
     line, code = failure.describe(error)
     assert line.startswith("error: out of memory")
-    assert "--quantize int8" in line
+    assert "--quantize int4" in line
     assert code == 4
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.absmax import quantize_weights
+from martlet.compression.requantize import in_formats
 from martlet.engine.decode import DecodeLoop
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.parts import lay_out_parts
@@ -16,22 +16,23 @@ from martlet.errors import CapacityError
 from martlet.memory.executor import ResidentExecutor
 from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import QuantizedTensor, tiled
+from martlet.quantization.formats import INT4, INT8, WeightFormat
+from martlet.quantization.scheme import tiled
 
 CPU = torch.device("cpu")
 FAMILIES = ["cpm1", "llama", "cpm2"]
 PROMPTS = [[3, 500, 700], [3, 500, 900], [8, 41, 7]]
 ENCODER_IDS = [[5, 6, 7, 8], [11, 12, 13, 14], [9, 9, 2, 500]]
+FORMATS = [INT8, INT4, WeightFormat(4, 64, has_zeros=True), WeightFormat(8, 32)]
 NUM_STEPS = 12
 NUM_LAYERS = 5  # two may pass through the slots of a GPU, and others stay
 
 
 class _TiledExecutor(ResidentExecutor):
-    """int8 matrices in tiles, as on a GPU, and computed with as their definition says."""
+    """Integers in tiles, as on a GPU, and computed with as their definition says."""
 
     def _load(self, weight):
-        loaded = super()._load(weight)
-        return tiled(loaded) if isinstance(loaded, QuantizedTensor) else loaded
+        return super()._load(weight) if isinstance(weight, torch.Tensor) else tiled(weight)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +45,24 @@ def folders(make_model, tmp_path_factory):
     return {family: make_model(family, **options) for family in FAMILIES}
 
 
-def _int8(architecture):
-    specs = {spec.name: spec.tensors for spec in architecture.block_specs()}
-    return lambda name, weights: quantize_weights(weights, specs[name])
+def _by_format(format):
+    return pytest.mark.parametrize("format", format, ids=lambda f: f.name if f else "float")
 
 
-def _on_cpu(folder, is_int8):
+def _quantized(architecture, format):
+    formats = {
+        spec.name: {t.name: None if t.kind == "other" else format for t in spec.tensors}
+        for spec in architecture.block_specs()
+    }
+    return lambda name, weights: in_formats(weights, formats[name], CPU)
+
+
+def _on_cpu(folder, format):
     store = open_store(folder)
     architecture = load_architecture(store.config)
     blocks = [BlockSize(name, store.block_nbytes(name)) for name in store.block_names]
     plan = make_plan(blocks, "cpu", Budget(0, 1 << 40))
-    transform = _int8(architecture) if is_int8 else None
+    transform = _quantized(architecture, format)
     executor = _TiledExecutor(plan, store, CPU, torch.float32, transform)
     return architecture, executor
 
@@ -111,11 +119,11 @@ def _random_ids(num_slots):
 
 
 @pytest.mark.parametrize("num_slots", [1, 3])
-@pytest.mark.parametrize("is_int8", [False, True], ids=["float", "int8"])
+@_by_format([None, INT8, INT4])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_steps_give_the_logits_of_passes(folders, family, is_int8, num_slots):
-    model = _on_cpu(folders[family], is_int8)
+def test_steps_give_the_logits_of_passes(folders, family, format, num_slots):
+    model = _on_cpu(folders[family], format)
     token_ids = _random_ids(num_slots)
     expected, cache = _logits_of_passes(*model, token_ids, num_slots)
     logits, stepped = _logits_of_steps(*model, token_ids, num_slots)
@@ -139,7 +147,7 @@ def _tokens_of_loop(architecture, executor, num_slots, chances=(), suppressed=No
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_each_slot_chooses_its_most_probable_token(folders, family):
-    model = _on_cpu(folders[family], is_int8=True)
+    model = _on_cpu(folders[family], INT8)
     first, chosen, cache = _tokens_of_loop(*model, 3)
     read = [first, *map(list, zip(*chosen, strict=True))][:-1]
     logits, _ = _logits_of_passes(*model, read, 3)
@@ -149,7 +157,7 @@ def test_each_slot_chooses_its_most_probable_token(folders, family):
 
 @torch.inference_mode()
 def test_a_slot_that_has_ended_keeps_its_length_and_the_others_go_on(folders):
-    model = _on_cpu(folders["cpm1"], is_int8=False)
+    model = _on_cpu(folders["cpm1"], None)
     _, chosen, _ = _tokens_of_loop(*model, 3)
     ending = next(i for i in chosen[1] if i not in chosen[0] + chosen[2])
     _, again, cache = _tokens_of_loop(*model, 3, ending_ids=[ending])
@@ -160,7 +168,7 @@ def test_a_slot_that_has_ended_keeps_its_length_and_the_others_go_on(folders):
 
 @torch.inference_mode()
 def test_a_suppressed_token_is_not_chosen(folders):
-    model = _on_cpu(folders["cpm1"], is_int8=False)
+    model = _on_cpu(folders["cpm1"], None)
     _, chosen, _ = _tokens_of_loop(*model, 1)
     mask = torch.zeros(1000, dtype=torch.bool)
     mask[chosen[0]] = True
@@ -170,7 +178,7 @@ def test_a_suppressed_token_is_not_chosen(folders):
 
 @torch.inference_mode()
 def test_slots_draw_by_their_own_settings(folders):
-    model = _on_cpu(folders["cpm1"], is_int8=False)
+    model = _on_cpu(folders["cpm1"], None)
     params = [SamplingParams(temperature=t, seed=s) for t, s in ((0, 1), (1.5, 2), (1.5, 3))]
     chances = [Sampler(each, 1000).chances(NUM_STEPS) for each in params]
     _, most_probable, _ = _tokens_of_loop(*model, 3)
@@ -191,9 +199,11 @@ SHARES = {"least": 0.0, "half": 0.5, "all": 1.0}
 DEMAND = Demand(workspace_bytes=1 << 30)
 
 
-def _parts(architecture):
+def _parts(architecture, format=INT8):
     return lay_out_parts(
-        architecture.block_specs(), lambda _, tensor: tensor.kind != "other", torch.float16
+        architecture.block_specs(),
+        lambda _, t: None if t.kind == "other" else format,
+        torch.float16,
     )
 
 
@@ -218,14 +228,14 @@ def _gpu_plan(parts, share):
     return plan(int(least + share * (most - least)))
 
 
-def _on_gpu(folder, share):
+def _on_gpu(folder, share, format=INT8):
     from martlet.memory.streamed import StreamedExecutor
 
     store = open_store(folder)
     architecture = load_architecture(store.config)
-    parts = _parts(architecture)
+    parts = _parts(architecture, format)
     device = torch.device("cuda", torch.cuda.current_device())
-    source = FolderSource(store, device, _int8(architecture))
+    source = FolderSource(store, device, _quantized(architecture, format))
     plan = _gpu_plan(parts, share)
     return architecture, StreamedExecutor(plan, parts, source, device, torch.float16)
 
@@ -239,13 +249,16 @@ def test_the_budgets_of_these_tests_stream_most_some_and_none(folders, family):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_slots", [1, 3])
+@_by_format(FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_steps_on_a_gpu_give_the_same_bits_wherever_weights_live(folders, family, num_slots):
+def test_steps_on_a_gpu_give_the_same_bits_wherever_weights_live(
+    folders, family, num_slots, format
+):
     token_ids = _random_ids(num_slots)
     logits, tokens, drawn = [], [], []
     for share in SHARES.values():
-        model = _on_gpu(folders[family], share)
+        model = _on_gpu(folders[family], share, format)
         chances = [
             Sampler(SamplingParams(temperature=1.3, top_p=0.9, seed=slot), 1000).chances(NUM_STEPS)
             for slot in range(num_slots)
@@ -260,13 +273,14 @@ def test_steps_on_a_gpu_give_the_same_bits_wherever_weights_live(folders, family
 
 
 @pytest.mark.gpu
+@_by_format(FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_steps_on_a_gpu_give_about_the_logits_of_the_cpu(folders, family):
+def test_steps_on_a_gpu_give_about_the_logits_of_the_cpu(folders, family, format):
     token_ids = _random_ids(2)
-    logits, _ = _logits_of_steps(*_on_gpu(folders[family], 1.0), token_ids, 2)
-    expected, _ = _logits_of_passes(*_on_cpu(folders[family], True), token_ids, 2)
-    # float16 activations and weights of 8 bits over a few layers
+    logits, _ = _logits_of_steps(*_on_gpu(folders[family], 1.0, format), token_ids, 2)
+    expected, _ = _logits_of_passes(*_on_cpu(folders[family], format), token_ids, 2)
+    # float16 activations, and the same integers, over a few layers
     assert (logits.cpu() - expected).norm() / expected.norm() < 0.01
 
 

@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from martlet.api.model import Model
-from martlet.compression.absmax import quantize_weights
 from martlet.device.bandwidth import parse_flops, parse_rate
 from martlet.device.probe import Gpu
 from martlet.device.size import parse_bytes
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loading import ModelFolder
 from martlet.hub.catalogue import resolve
-from martlet.memory.executor import BlockTransform
 from martlet.memory.plan import Bandwidth, Plan
-from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["Card", "load", "plan", "plan_for_card"]
 
@@ -61,8 +56,12 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
         model: a bundled name, the path of a model folder, or a name in the models directory.
         gpu_memory: at most so much memory of the GPU, as in "6GiB"; None = what is free.
         ram: at most so much main memory; None = what is available.
-        quantize: "int8" makes the weights int8 while loading, "none" makes them float; None keeps
-            them as they are stored.
+        quantize: the form of the weights: "int4" (groups of 32), "int8", "none" for floats, or a
+            format by its full name such as "int4-g128", "int4-g64-asym" or "int8-g32". Linears and
+            embeddings take it while they are loaded, block by block, on the GPU where it computes;
+            integers that are stored in another format are requantised, which costs a little more
+            quality than floats rounded once, and no calibration takes part as it does in
+            ``martlet quantize``. None, or what the folder says that it holds, changes nothing.
         device: "cuda", "cpu", or "auto": the GPU where the model fits, else the CPU.
         num_threads: threads of the CPU for this model; None = torch's choice for reading a prompt,
             and for single tokens of a small model one.
@@ -82,7 +81,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     folder = ModelFolder(resolve(model))
     planned = folder.plan(options)
     name = Path(model).name or str(model)
-    task_model = folder.load(name, planned, _transform(folder, options))
+    task_model = folder.load(name, planned)
     quantize = folder.store.quantize if quantize is None else quantize
     quantized = None if quantize == "none" else quantize
     return Model(task_model, planned.plan, planned.limits, folder.store.generation, quantized)
@@ -133,17 +132,3 @@ def plan_for_card(
     )
     options = LoadOptions(ram=ram, quantize=quantize, device="cuda", slots=slots, context=context)
     return ModelFolder(resolve(model)).plan_for_card(gpu, bandwidth, options)
-
-
-def _transform(folder: ModelFolder, options: LoadOptions) -> BlockTransform | None:
-    """What happens to the weights of a block while they are loaded; None = nothing."""
-    if options.quantize in (None, folder.store.quantize):
-        return None
-    if options.quantize == "none":
-        return lambda _, weights: {n: _dequantized(w) for n, w in weights.items()}
-    specs = folder.specs()
-    return lambda name, weights: quantize_weights(weights, specs[name].tensors)
-
-
-def _dequantized(weight: StoredWeight) -> Tensor:
-    return weight if isinstance(weight, Tensor) else weight.dequantize()

@@ -57,6 +57,11 @@ class Setting:
         """What matrices are; None is floats."""
         return parse_quantize(self.quantize)
 
+    @property
+    def has_int4(self) -> bool:
+        """Whether matrices have 4 bits."""
+        return self.format is not None and self.format.bits == 4
+
     def form(self, dtype: torch.dtype) -> str:
         """What records call it: the format's full name, or the type of floats."""
         return self.format.name if self.format else str(dtype).removeprefix("torch.")
@@ -138,12 +143,15 @@ def _open_on(
         specs, lambda _, tensor: None if tensor.kind == "other" else setting.format, dtype
     )
     if gpu:
-        sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
+        sizes = [
+            BlockSize(part.name, part.nbytes, has_int4=setting.has_int4) for part in parts.values()
+        ]
     else:
         sizes = [
             BlockSize(
                 spec.name,
                 sum(tensor_bytes(t, setting.quantize, dtype.itemsize) for t in spec.tensors),
+                has_int4=setting.has_int4,
             )
             for spec in specs
         ]

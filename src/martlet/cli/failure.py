@@ -29,7 +29,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         return (
             _line(
                 f"out of memory: {error or 'an allocation failed'}; "
-                "close other programs, use --quantize int8 or a smaller model"
+                "close other programs, use --quantize int4 or a smaller model"
             ),
             CapacityError.exit_code,
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_ram
@@ -16,6 +15,7 @@ from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
+from martlet.engine.loaded_forms import LoadedForms
 from martlet.engine.machine import (
     ASSUMED_CONTEXT_BYTES,
     GpuState,
@@ -29,12 +29,7 @@ from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts
 from martlet.engine.planned_limits import TextDemands, limits_to_try, plan_for_texts
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, VocabularyError
-from martlet.memory.executor import (
-    BlockTransform,
-    Executor,
-    ResidentExecutor,
-    resident_nbytes,
-)
+from martlet.memory.executor import Executor, ResidentExecutor
 from martlet.memory.layout import PartLayout
 from martlet.memory.plan import (
     Bandwidth,
@@ -48,7 +43,6 @@ from martlet.memory.plan import (
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.formats import WeightFormat, parse_format
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
@@ -61,13 +55,15 @@ _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token i
 class PlannedLoad:
     """A plan, and what the executor needs to know beside it; ``parts`` where a GPU computes.
 
-    ``limits`` are the texts that its cache and workspace are for.
+    ``limits`` are the texts that its cache and workspace are for, ``forms`` what the weights
+    become.
     """
 
     plan: Plan
     limits: BatchLimits
     device: torch.device
     dtype: torch.dtype
+    forms: LoadedForms
     parts: Mapping[str, PartLayout] | None = None
 
 
@@ -144,9 +140,7 @@ class ModelFolder:
         planned = self._plan_gpu(torch.device("cuda"), state, options)
         return self._predicted(planned, bandwidth).plan
 
-    def load(
-        self, name: str, planned: PlannedLoad, transform: BlockTransform | None = None
-    ) -> TaskModel:
+    def load(self, name: str, planned: PlannedLoad) -> TaskModel:
         """The model, ready to run; ``name`` is what messages call it.
 
         Raises:
@@ -160,13 +154,14 @@ class ModelFolder:
         entry = self.store.tokenizer
         tokenizer = load_tokenizer(entry.kind, self.store.folder, entry.files)
         check_vocabulary(tokenizer, self.architecture.vocab_size)
-        executor = self._executor(planned, transform)
+        executor = self._executor(planned)
         generator = Generator(self.architecture, executor, tokenizer)
         return TaskModel(
             name, self.store.family, generator, self.max_input_tokens, self.suppress_tokens
         )
 
-    def _executor(self, planned: PlannedLoad, transform: BlockTransform | None) -> Executor:
+    def _executor(self, planned: PlannedLoad) -> Executor:
+        transform = planned.forms.transform(planned.device)
         if planned.parts is None:
             return ResidentExecutor(
                 planned.plan, self.store, planned.device, planned.dtype, transform
@@ -180,15 +175,15 @@ class ModelFolder:
 
     def _plan_cpu(self, options: LoadOptions) -> PlannedLoad:
         dtype = compute_dtype(self.store.family, None)
-        quantize = self._change(options)
+        forms = self._forms(options)
         sizes = [
-            BlockSize(spec.name, self._block_nbytes(spec, quantize, dtype))
-            for spec in self.architecture.block_specs()
+            BlockSize(spec.name, forms.nbytes(spec, dtype), has_int4=forms.has_int4)
+            for spec in forms.specs
         ]
         budget = Budget(gpu_bytes=0, ram_bytes=_ram_bytes(options))
         demands = TextDemands(self.architecture, options, dtype)
         plan, limits = self._make_plan(sizes, budget, demands, options)
-        return PlannedLoad(plan, limits, torch.device("cpu"), dtype)
+        return PlannedLoad(plan, limits, torch.device("cpu"), dtype, forms)
 
     def _plan_here(self, gpu: Gpu, options: LoadOptions) -> PlannedLoad:
         device = torch.device("cuda", gpu.index)
@@ -197,13 +192,16 @@ class ModelFolder:
 
     def _plan_gpu(self, device: torch.device, state: GpuState, options: LoadOptions) -> PlannedLoad:
         dtype = compute_dtype(self.store.family, state.capability)
-        parts = self._parts(self._change(options), dtype)
-        sizes = [BlockSize(part.name, part.nbytes) for part in parts.values()]
+        forms = self._forms(options)
+        parts = lay_out_parts(forms.specs, forms.format_of, dtype)
+        sizes = [
+            BlockSize(part.name, part.nbytes, has_int4=forms.has_int4) for part in parts.values()
+        ]
         gpu_bytes = capped(state.available_bytes, _size(options.gpu_memory))
         budget = Budget(gpu_bytes, _ram_bytes(options))
         demands = TextDemands(self.architecture, options, dtype, state)
         plan, limits = self._make_plan(sizes, budget, demands, options)
-        return PlannedLoad(plan, limits, device, dtype, parts)
+        return PlannedLoad(plan, limits, device, dtype, forms, parts)
 
     def _make_plan(
         self,
@@ -227,25 +225,8 @@ class ModelFolder:
         work = self._work(planned.parts, planned.dtype)
         return replace(planned, plan=planned.plan.predicted(work, bandwidth))
 
-    def _change(self, options: LoadOptions) -> str | None:
-        """What loading makes of the weights; None where nothing changes."""
-        # An int8 folder may hold float matrices as well.
-        return None if options.quantize == self.store.quantize else options.quantize
-
-    def _parts(self, quantize: str | None, dtype: torch.dtype) -> dict[str, PartLayout]:
-        def format_of(spec: BlockSpec, tensor: TensorSpec) -> WeightFormat | None:
-            if quantize is not None:
-                return parse_format(quantize) if tensor.kind != "other" else None
-            weight = self.store.block(spec.name)[tensor.name]
-            return None if isinstance(weight, Tensor) else weight.format
-
-        return lay_out_parts(self.architecture.block_specs(), format_of, dtype)
-
-    def _block_nbytes(self, spec: BlockSpec, quantize: str | None, dtype: torch.dtype) -> int:
-        weights = self.store.block(spec.name)
-        return sum(
-            _loaded_nbytes(weights[tensor.name], tensor, quantize, dtype) for tensor in spec.tensors
-        )
+    def _forms(self, options: LoadOptions) -> LoadedForms:
+        return LoadedForms(self.store, tuple(self.architecture.block_specs()), options.quantize)
 
     def _work(self, parts: Mapping[str, PartLayout], dtype: torch.dtype) -> Work:
         """A text of usual length; an encoder reads it, and the decoder begins with one token."""
@@ -296,16 +277,6 @@ def _size(wish: str | int | None) -> int | None:
 
 def _ram_bytes(options: LoadOptions) -> int:
     return capped(probe_ram().available_bytes, _size(options.ram))
-
-
-def _loaded_nbytes(
-    weight: StoredWeight, spec: TensorSpec, quantize: str | None, dtype: torch.dtype
-) -> int:
-    if quantize == "none":
-        return weight.shape.numel() * dtype.itemsize
-    if quantize == "int8" and spec.kind != "other" and not isinstance(weight, QuantizedTensor):
-        return weight.shape.numel() + 4 * weight.shape[0]  # one float32 scale a row
-    return resident_nbytes(weight, dtype)
 
 
 def _check_tensor(

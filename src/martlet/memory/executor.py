@@ -83,7 +83,7 @@ class ResidentExecutor:
         for placement in plan.phases[0].placements:
             with report_out_of_memory(
                 f"loading block {placement.block} ({placement.nbytes:,} bytes)",
-                "close other programs, or use --quantize int8 or a smaller model",
+                "close other programs, or use --quantize int4 or a smaller model",
             ):
                 weights = source.block(placement.block)
                 if transform is not None:

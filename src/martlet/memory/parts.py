@@ -20,6 +20,7 @@ __all__ = [
     "aligned",
     "block_index",
     "in_running_order",
+    "narrower_hint",
     "stack_of",
 ]
 
@@ -48,12 +49,14 @@ class BlockSize:
     """One part of a model: what moves together, and the bytes that it takes once it is loaded.
 
     ``name`` is "fixed", "encoder.3", "decoder.3" or "decoder.3.once". ``phases`` are those that
-    read the part; None derives them from the name.
+    read the part; None derives them from the name. ``has_int4`` says that the model is stored in 4
+    bits already, which is the least there is.
     """
 
     name: str
     nbytes: int
     phases: frozenset[Phase] | None = None
+    has_int4: bool = False
 
     def is_read_in(self, phase: Phase) -> bool:
         """Whether a phase computes with this part."""
@@ -154,6 +157,11 @@ def stack_of(name: str) -> PartStack:
 def block_index(name: str) -> int:
     """The number of a part's block in its stack: 3 of "decoder.3.once"; 0 for "fixed"."""
     return 0 if name == "fixed" else int(name.split(".")[1])
+
+
+def narrower_hint(blocks: Iterable[BlockSize]) -> str:
+    """The flag that makes a model smaller, with a comma; "" where it has 4 bits already."""
+    return "" if any(block.has_int4 for block in blocks) else "--quantize int4, "
 
 
 def in_running_order(names: Iterable[str]) -> list[str]:

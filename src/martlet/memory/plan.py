@@ -21,6 +21,7 @@ from martlet.memory.parts import (
     PhasePlan,
     Placement,
     Tier,
+    narrower_hint,
     stack_of,
 )
 from martlet.memory.prediction import Bandwidth, Prediction, Work, predict
@@ -200,7 +201,7 @@ def make_plan(
         slot_bytes=slot_bytes,
     )
     if device == "cpu":
-        _require_ram(plan)
+        _require_ram(plan, narrower_hint(blocks))
     return plan
 
 
@@ -227,7 +228,7 @@ def _phase_plan(
     )
 
 
-def _require_ram(plan: Plan) -> None:
+def _require_ram(plan: Plan, narrower: str) -> None:
     needed_bytes, available_bytes = plan.total_bytes("ram"), plan.budget.ram_bytes
     if needed_bytes <= available_bytes:
         return
@@ -238,5 +239,5 @@ def _require_ram(plan: Plan) -> None:
         f"workspace {format_bytes(plan.demand.workspace_bytes)}) "
         f"and {format_bytes(available_bytes)} may be used: "
         f"{whole_mib(needed_bytes - available_bytes)} MiB are missing; "
-        "use --quantize int8, a smaller model, or a larger --ram if the machine has it"
+        f"use {narrower}a smaller model, or a larger --ram if the machine has it"
     )

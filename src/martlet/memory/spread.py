@@ -19,6 +19,7 @@ from martlet.memory.parts import (
     Demand,
     aligned,
     block_index,
+    narrower_hint,
     stack_of,
 )
 
@@ -91,12 +92,12 @@ def spread_parts(blocks: Sequence[BlockSize], budget: Budget, demand: Demand) ->
             return layout
     smallest = min(_layouts(blocks), key=lambda layout: layout.gpu_bytes)
     if smallest.gpu_bytes > free_bytes:
-        raise _too_little_gpu_memory(smallest, budget, demand)
+        raise _too_little_gpu_memory(smallest, budget, demand, narrower_hint(blocks))
     fitting = (layout for layout in _layouts(blocks) if layout.gpu_bytes <= free_bytes)
     least_streamed = min(fitting, key=lambda layout: layout.ram_bytes)
     affordable = (layout for layout in _layouts(blocks) if layout.ram_bytes <= budget.ram_bytes)
     more_gpu_bytes = min(layout.gpu_bytes for layout in affordable) - free_bytes
-    raise _too_little_ram(least_streamed, budget, more_gpu_bytes)
+    raise _too_little_ram(least_streamed, budget, more_gpu_bytes, narrower_hint(blocks))
 
 
 def _layouts(blocks: Sequence[BlockSize]) -> Iterator[Layout]:
@@ -140,7 +141,9 @@ def _largest_bytes(*splits: _Split) -> int:
     return max(block_bytes.values(), default=0)
 
 
-def _too_little_gpu_memory(layout: Layout, budget: Budget, demand: Demand) -> CapacityError:
+def _too_little_gpu_memory(
+    layout: Layout, budget: Budget, demand: Demand, narrower: str
+) -> CapacityError:
     needed_bytes = layout.gpu_bytes + demand.total_bytes
     amounts = (
         ("driver context and kernels", demand.context_bytes),
@@ -155,15 +158,17 @@ def _too_little_gpu_memory(layout: Layout, budget: Budget, demand: Demand) -> Ca
         f"the model needs at least {format_bytes(needed_bytes)} of GPU memory ({named}) "
         f"and {format_bytes(budget.gpu_bytes)} may be used: "
         f"{whole_mib(needed_bytes - budget.gpu_bytes)} MiB are missing; use --device cpu, "
-        "--quantize int8, a smaller model, or a larger --gpu-memory if the machine has it"
+        f"{narrower}a smaller model, or a larger --gpu-memory if the machine has it"
     )
 
 
-def _too_little_ram(layout: Layout, budget: Budget, more_gpu_bytes: int) -> CapacityError:
+def _too_little_ram(
+    layout: Layout, budget: Budget, more_gpu_bytes: int, narrower: str
+) -> CapacityError:
     return CapacityError(
         f"{format_bytes(layout.ram_bytes)} of weights do not fit into GPU memory and wait in RAM, "
         f"of which {format_bytes(budget.ram_bytes)} may be used: "
         f"{whole_mib(layout.ram_bytes - budget.ram_bytes)} MiB are missing, and weights are not "
         f"streamed from disk; use a larger --ram, {whole_mib(more_gpu_bytes)} MiB more "
-        "--gpu-memory, --quantize int8, or a smaller model"
+        f"--gpu-memory, {narrower}or a smaller model"
     )
