@@ -21,6 +21,15 @@ def test_convert_makes_a_folder_that_answers_and_says_what_it_did(martlet, tiny_
     assert model.write("却说", max_tokens=3, seed=1)
 
 
+def test_convert_rounds_to_any_format(martlet, tiny_cpm1, tmp_path):
+    done = martlet("convert", tiny_cpm1, tmp_path / "small", "--quantize", "int4-g64-asym")
+    assert done.code == 0
+    assert "quantize int4 (5." in done.stdout
+    refused = martlet("convert", tiny_cpm1, tmp_path / "no", "--quantize", "int5")
+    assert refused.code == 2
+    assert "int4-gN-asym with N 32, 64 or 128" in refused.stderr
+
+
 def test_convert_json_is_the_report(martlet, tiny_cpm1, tmp_path):
     done = martlet("convert", tiny_cpm1, tmp_path / "copy", "--json")
     report = json.loads(done.stdout)

@@ -29,7 +29,7 @@ from martlet.checkpoint.manifest import (
     Manifest,
     TokenizerEntry,
 )
-from martlet.checkpoint.planned import PlannedBlock, PlannedTensor, stored_tensors
+from martlet.checkpoint.planned import PlannedBlock, PlannedTensor, PlannedWeight, stored_tensors
 from martlet.checkpoint.staging import disk_errors, require_space, staged_folder, sync_path
 from martlet.checkpoint.store import GENERATION_NAME
 from martlet.errors import UsageError
@@ -58,20 +58,23 @@ class StoreContents:
     compression: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def weights(self) -> tuple[PlannedWeight, ...]:
+        """The weights of all blocks, in file order."""
+        return tuple(weight for block in self.blocks for weight in block.weights)
+
+    @property
     def formats(self) -> dict[str, FormatEntry]:
         """The matrices with groups, by their names in the file."""
         return {
             weight.name: FormatEntry(weight.format, (weight.shape[0], weight.shape[1]))
-            for block in self.blocks
-            for weight in block.weights
+            for weight in self.weights
             if weight.format is not None and weight.format.group_size is not None
         }
 
     @property
     def quantize(self) -> str:
         """The narrowest integers among the weights: "int4", "int8" or "none"."""
-        weights = (weight for block in self.blocks for weight in block.weights)
-        bits = {weight.format.bits for weight in weights if weight.format is not None}
+        bits = {weight.format.bits for weight in self.weights if weight.format is not None}
         return f"int{min(bits)}" if bits else "none"
 
 

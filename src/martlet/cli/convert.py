@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from martlet.cli.options import as_json
+from martlet.cli.options import TEXT, as_json
 from martlet.cli.output import duration, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
@@ -21,10 +20,10 @@ __all__ = ["command"]
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--quantize",
-    type=click.Choice(["int8", "none"]),
-    default="none",
-    show_default=True,
-    help="Make the matrices int8 on the way.",
+    type=TEXT,
+    metavar="FORMAT",
+    help="Round the matrices to int8, int4 (groups of 32), int8-gN, int4-gN or int4-gN-asym with N "
+    "32, 64 or 128; none makes floats of integers. Left out, everything stays as it is.",
 )
 @click.option(
     "--tokenizer",
@@ -42,7 +41,7 @@ __all__ = ["command"]
 def command(  # noqa: PLR0913 - one parameter a flag
     source: Path,
     destination: Path,
-    quantize: Literal["int8", "none"],
+    quantize: str | None,
     tokenizer: Path | None,
     heads: int | None,
     overwrite: bool,
@@ -70,6 +69,7 @@ def command(  # noqa: PLR0913 - one parameter a flag
         return
     print_text(
         f"{report.path}: {report.family}, {report.num_tensors:,} tensors, "
-        f"{format_bytes(report.nbytes)}, quantize {report.quantize}, from {report.format_name} "
+        f"{format_bytes(report.nbytes)}, quantize {report.quantize} "
+        f"({report.bits_per_weight:.2f} bits a weight), from {report.format_name} "
         f"in {duration(report.seconds)} (peak memory {format_bytes(report.peak_rss_bytes)})"
     )

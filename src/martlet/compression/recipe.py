@@ -24,7 +24,7 @@ def named_format(name: str, option: str = "quantize") -> WeightFormat:
     Raises:
         UsageError: there is no such format; lists those that there are.
     """
-    format = parse_format(name)
+    format = parse_format(name) if isinstance(name, str) else None
     if format is None:
         raise UsageError(
             f"{option} is {name!r:.40}, no format of weights; it may be int8, int4 (groups of 32), "

@@ -133,6 +133,7 @@ class BMInfSource:
         self._layout = _find_layout(self._table)
         self.format_name = f"bminf-v{self._layout.version}"
         self.generation: dict[str, Any] = {}
+        self.compression: dict[str, Any] = {}
         if self._layout.model_type == "gpt2":
             self.family = "cpm1"
             self.config = gpt2_config(path, _gpt2_sizes(self._table, self._layout), num_heads)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
 from martlet.compression.absmax import QUANTIZED_KINDS
 from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
+from martlet.compression.recipe import Recipe, bits_per_weight, named_format
 from martlet.conversion.detect import open_source
 from martlet.conversion.source import Source
 from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.formats import WeightFormat, parse_format
+from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["ConversionReport", "Progress", "StoredFloat", "convert"]
@@ -42,13 +43,15 @@ _FLOATS: dict[str, torch.dtype] = {
 class ConversionReport:
     """What a conversion did.
 
-    ``quantize`` is "int8" also where the source was int8 already. ``peak_rss_bytes`` counts the
+    ``quantize`` names the narrowest integers, also where the source had them already.
+    ``bits_per_weight`` counts scales, and floats as they are. ``peak_rss_bytes`` counts the
     pages of the mapped source, which the kernel can take back at any time.
     """
 
     format_name: str
     family: str
     quantize: str
+    bits_per_weight: float
     num_tensors: int
     nbytes: int
     seconds: float
@@ -60,7 +63,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     src: Path,
     dst: Path,
     *,
-    quantize: str = "none",
+    quantize: str | Recipe | None = None,
     dtype: StoredFloat | None = None,
     tokenizer: Path | None = None,
     num_heads: int | None = None,
@@ -69,10 +72,14 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
 ) -> ConversionReport:
     """Read a checkpoint of any known format and write a model folder.
 
-    The format is found out from the files. ``quantize="int8"`` makes linears and embeddings int8;
-    a source that is int8 already is taken over unchanged. ``dtype`` changes the type of the
-    float tensors, None keeps it. ``tokenizer`` is a vocabulary file or a folder with one, for
-    checkpoints that have none beside them; ``num_heads`` is for checkpoints that do not tell.
+    The format of the checkpoint is found out from its files. ``quantize`` names the format of
+    linears and embeddings ("int8", "int4", "int4-g64-asym", ...) or is a recipe; they are rounded
+    to nearest, the ranges of groups searched. "none" makes floats of integers; None, the default,
+    takes everything over as it is. What the source has as integers is taken over unchanged too
+    where the format that is asked for has no fewer bytes.
+    ``dtype`` changes the type of the float tensors, None keeps it (integers become float32).
+    ``tokenizer`` is a vocabulary file or a folder with one, for checkpoints that have none beside
+    them; ``num_heads`` is for checkpoints that do not tell.
     On any error, Ctrl-C included, ``dst`` is as before.
 
     Raises:
@@ -83,14 +90,19 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     """
     started = time.perf_counter()
     src, dst = Path(src), Path(dst)
-    _check_options(quantize, dtype)
+    recipe = _parse_recipe(quantize)
+    if dtype is not None and dtype not in _FLOATS:
+        raise UsageError(f"dtype is {dtype!r:.40}, expected one of {', '.join(_FLOATS)}")
     check_destination(dst.absolute(), overwrite=overwrite)
     tokenizer = None if tokenizer is None else Path(tokenizer)
     source = open_source(src, tokenizer=tokenizer, num_heads=num_heads)
     specs = load_architecture(source.config).block_specs()
-    target = _Target(source, parse_format(quantize), None if dtype is None else _FLOATS[dtype])
-    contents = target.contents(specs)
-    total = sum(tensor.nbytes for block in contents.blocks for tensor in block.tensors)
+    if recipe is not None:
+        recipe.require_matches(specs)
+    floats = None if dtype is None else _FLOATS[dtype]
+    target = _Target(source, specs, recipe, quantize == "none", floats)
+    contents = target.contents()
+    total = sum(weight.nbytes for weight in contents.weights)
     done = 0
     num_tensors = 0
     with (
@@ -98,7 +110,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         torch.inference_mode(),
         StoreWriter(dst, contents, overwrite=overwrite) as writer,
     ):
-        for name, weight in target.weights(specs):
+        for name, weight in target.weights(contents):
             done += writer.write_weight(name, weight)
             num_tensors += 1
             if progress is not None:
@@ -107,6 +119,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         format_name=source.format_name,
         family=source.family,
         quantize=contents.quantize,
+        bits_per_weight=bits_per_weight(contents.weights),
         num_tensors=num_tensors,
         nbytes=writer.size_bytes,
         seconds=time.perf_counter() - started,
@@ -115,71 +128,93 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
     )
 
 
-def _check_options(quantize: str, dtype: str | None) -> None:
-    if quantize != "none" and parse_format(quantize) is None:
-        raise UsageError(
-            f"quantize is {quantize!r:.40}, expected none, int8, int4, int8-gN, int4-gN or "
-            f"int4-gN-asym with N 32, 64 or 128"
-        )
-    if dtype is not None and dtype not in _FLOATS:
-        raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_FLOATS)}")
+def _parse_recipe(quantize: str | Recipe | None) -> Recipe | None:
+    if quantize is None or isinstance(quantize, Recipe):
+        return quantize
+    return None if quantize == "none" else Recipe(named_format(quantize))
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Which form each tensor of a source takes in the model folder."""
+    """Which form each tensor of a source takes in the model folder.
+
+    ``recipe`` None leaves matrices as they are; ``to_floats`` makes floats of integers.
+    """
 
     source: Source
-    quantize: WeightFormat | None
+    specs: Sequence[BlockSpec]
+    recipe: Recipe | None
+    to_floats: bool
     dtype: torch.dtype | None
 
-    def contents(self, specs: Sequence[BlockSpec]) -> StoreContents:
+    def contents(self) -> StoreContents:
         """The model folder to be, numbers aside."""
         source, tokenizer = self.source, self.source.tokenizer
+        blocks = tuple(self._plan(block) for block in self.specs)
         return StoreContents(
-            blocks=tuple(self._plan(spec) for spec in specs),
+            blocks=blocks,
             config=source.config,
             family=source.family,
             tokenizer=(tokenizer.kind, tokenizer.files) if tokenizer else None,
             generation=source.generation,
+            compression=self._compression(blocks),
         )
 
     def _plan(self, block: BlockSpec) -> PlannedBlock:
-        weights = (self._planned(block.prefix + spec.name, spec) for spec in block.tensors)
+        weights = (self._planned(block, spec) for spec in block.tensors)
         return PlannedBlock(block.name, block.prefix, tuple(weights))
 
-    def weights(self, specs: Sequence[BlockSpec]) -> Iterator[tuple[str, StoredWeight]]:
+    def weights(self, contents: StoreContents) -> Iterator[tuple[str, StoredWeight]]:
         """Every tensor in the order of the file, one at a time."""
-        for block in specs:
-            for spec in block.tensors:
-                name = block.prefix + spec.name
-                yield name, self._weight(name, spec)
+        for planned in contents.weights:
+            yield planned.name, self._weight(planned)
 
-    def _planned(self, name: str, spec: TensorSpec) -> PlannedWeight:
+    def _planned(self, block: BlockSpec, spec: TensorSpec) -> PlannedWeight:
+        name = block.prefix + spec.name
         stored = self.source.stored_as(name)
-        form = stored.form
-        if isinstance(form, WeightFormat):
-            return PlannedWeight(name, spec.shape, form, stored.scale_dtype)
-        if not form.is_floating_point:
-            raise ModelFileError(f"{name} is {form}, expected a float type")
-        if self.quantize is not None and spec.kind in QUANTIZED_KINDS:
-            return PlannedWeight(name, spec.shape, self.quantize)
-        kept = torch.float32 if form == torch.float64 else form
-        return PlannedWeight(name, spec.shape, self.dtype or kept)
+        asked = self.recipe and self.recipe.format_of(name, spec, block, self.specs)
+        if isinstance(stored.form, WeightFormat):
+            if spec.kind not in QUANTIZED_KINDS:
+                raise ModelFileError(f"{name} is {stored.form.name}, expected a float type")
+            if self.to_floats:
+                return PlannedWeight(name, spec.shape, self.dtype or torch.float32)
+            # What was rounded away does not come back, so nothing is made wider than it came.
+            if asked and asked.nbytes(*spec.shape) < stored.form.nbytes(*spec.shape):
+                return PlannedWeight(name, spec.shape, asked)
+            return PlannedWeight(name, spec.shape, stored.form, stored.scale_dtype)
+        if not stored.form.is_floating_point:
+            raise ModelFileError(f"{name} is {stored.form}, expected a float type")
+        kept = torch.float32 if stored.form == torch.float64 else stored.form
+        return PlannedWeight(name, spec.shape, asked or self.dtype or kept)
 
-    def _weight(self, name: str, spec: TensorSpec) -> StoredWeight:
+    def _weight(self, planned: PlannedWeight) -> StoredWeight:
+        name = planned.name
         weight = self.source.tensor(name)
-        if tuple(weight.shape) != spec.shape:
+        if tuple(weight.shape) != planned.shape:
             raise ModelFileError(
                 f"{name} has shape {list(weight.shape)}, the configuration asks for "
-                f"{list(spec.shape)}"
+                f"{list(planned.shape)}"
             )
         if not isinstance(weight, Tensor):
-            return weight
-        form = self._planned(name, spec).form
-        if isinstance(form, WeightFormat):
-            return quantize_matrix(weight, form, name, candidates=SEARCHED_RANGES)
-        return _cast(weight, form, name)
+            if weight.format == planned.form:
+                return weight
+            weight = weight.dequantize()
+        if isinstance(planned.form, WeightFormat):
+            return quantize_matrix(weight, planned.form, name, candidates=SEARCHED_RANGES)
+        return _cast(weight, planned.form, name)
+
+    def _compression(self, blocks: Sequence[PlannedBlock]) -> dict[str, Any]:
+        """How the integers of the folder come to be: its own account, or that of the source."""
+        before = self.source.compression
+        is_rounded = any(
+            weight.format is not None and weight.form != self.source.stored_as(weight.name).form
+            for block in blocks
+            for weight in block.weights
+        )
+        if self.recipe is not None and is_rounded:
+            account = {"method": "rtn", "recipe": self.recipe.to_json()}
+            return {**account, "from": before} if before else account
+        return {} if self.to_floats else before
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -87,6 +87,7 @@ class HuggingFaceSource:
         self.family = _family(folder, raw)
         self.config = _config(raw, self.family)
         self.generation = _generation(folder)
+        self.compression: dict[str, Any] = {}
         self.tokenizer: TokenizerFiles | None = find_tokenizer(
             self.family, _vocab_size(folder, raw), [folder], tokenizer
         )

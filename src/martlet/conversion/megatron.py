@@ -150,6 +150,7 @@ class MegatronSource:
         shards = Shards(path, tables)
         self._shards = shards
         self.generation: dict[str, Any] = {}
+        self.compression: dict[str, Any] = {}
         if "word_embeddings.weight" in shards:
             self.family = "cpm1"
             self.config = gpt2_config(path, _gpt2_sizes(shards), num_heads)

@@ -23,6 +23,7 @@ class StoreSource:
         self.family = store.family
         self.config: dict[str, Any] = store.config
         self.generation: dict[str, Any] = store.generation
+        self.compression: dict[str, Any] = dict(store.manifest.compression)
         self.tokenizer: TokenizerFiles | None = None
         if tokenizer is not None:
             vocab_size = int(store.config["vocab_size"])

@@ -42,7 +42,8 @@ class Source(Protocol):
     ``family`` is "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5" and decides prompt formats.
     ``config`` is our config.json: Hugging Face's field names for that architecture.
     ``generation`` holds sampling defaults (generation_config.json), ``tokenizer`` is None where
-    the source has no vocabulary beside it.
+    the source has no vocabulary beside it. ``compression`` says how its integers came to be, as far
+    as the source tells.
     """
 
     format_name: str
@@ -50,6 +51,7 @@ class Source(Protocol):
     config: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: TokenizerFiles | None
+    compression: dict[str, Any]
 
     def stored_as(self, name: str) -> StoredForm:
         """What the numbers of a tensor are, as ``tensor`` will return them; reads no data.
