@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from martlet.compression.absmax import quantize_rows
-from martlet.compression.gptq import gptq, output_error
+from martlet.compression.gptq import OutputError, gptq
 from martlet.compression.groups import quantize_groups
 from martlet.errors import ModelFileError
 from martlet.quantization.formats import INT4, INT8, parse_format
@@ -36,7 +36,7 @@ def test_correlated_inputs_make_it_far_better_than_nearest(name, rows, columns):
     format = parse_format(name)
     weight = _random(rows, columns)
     hessian = _hessian(_correlated_inputs(600, columns))
-    quantized = gptq(weight, output_error(hessian), format, candidates=4)
+    quantized = gptq(weight, OutputError(hessian), format, candidates=4)
     plain = quantize_groups(weight, format, candidates=4, importance=hessian.diagonal())
     assert quantized.format == format
     assert quantized.shape == weight.shape
@@ -47,7 +47,7 @@ def test_correlated_inputs_make_it_far_better_than_nearest(name, rows, columns):
 def test_int8_rows_get_better_as_well():
     weight = _random(24, 160)
     hessian = _hessian(_correlated_inputs(600, 160))
-    quantized = gptq(weight, output_error(hessian), INT8)
+    quantized = gptq(weight, OutputError(hessian), INT8)
     plain = quantize_rows(weight)
     assert torch.equal(quantized.scale, plain.scale)
     assert _cost(weight, quantized, hessian) < 0.6 * _cost(weight, plain, hessian)
@@ -58,7 +58,7 @@ def test_inputs_without_correlation_leave_every_weight_at_its_nearest(name):
     format = parse_format(name)
     weight = _random(9, 100)
     hessian = torch.diag(_random(100, seed=5).square())
-    error = output_error(hessian)
+    error = OutputError(hessian)
     quantized = gptq(weight, error, format, candidates=3)
     if format == INT8:
         assert torch.equal(quantized.data, quantize_rows(weight).data)
@@ -73,7 +73,7 @@ def test_it_is_never_worse_than_nearest_under_the_same_scales():
         weight = _random(16, 64, seed=seed)
         # Fewer inputs than features, and damping that drowns what they say.
         hessian = _hessian(_correlated_inputs(8, 64, seed=seed))
-        error = output_error(hessian, damping=3.0)
+        error = OutputError(hessian, damping=3.0)
         plain = quantize_groups(weight, INT4, importance=error.importance)
         rows = [q.dequantize() - weight for q in (gptq(weight, error, INT4), plain)]
         assert (error.of(rows[0]) <= error.of(rows[1])).all()
@@ -84,8 +84,8 @@ def test_large_inputs_should_come_first():
     inputs = _correlated_inputs(600, 128)
     inputs[:, -6:] *= 30  # they would come last, with nothing left to make up for them
     hessian = _hessian(inputs)
-    ordered = gptq(weight, output_error(hessian), INT4)
-    plain = gptq(weight, output_error(hessian, activation_order=False), INT4)
+    ordered = gptq(weight, OutputError(hessian), INT4)
+    plain = gptq(weight, OutputError(hessian, activation_order=False), INT4)
     assert _cost(weight, ordered, hessian) < 0.8 * _cost(weight, plain, hessian)
 
 
@@ -93,18 +93,18 @@ def test_inputs_that_never_came_do_no_harm():
     weight = _random(8, 64)
     inputs = _correlated_inputs(300, 64)
     inputs[:, [3, 40]] = 0
-    quantized = gptq(weight, output_error(_hessian(inputs)), INT4)
+    quantized = gptq(weight, OutputError(_hessian(inputs)), INT4)
     others = quantize_groups(weight, INT4)
     # They stay near what they were, for texts in which they do come.
     difference = (quantized.dequantize() - weight)[:, [3, 40]].abs()
     assert difference.max() < 3 * (others.dequantize() - weight).abs().max()
-    silent = gptq(weight, output_error(torch.zeros(64, 64)), INT4)
+    silent = gptq(weight, OutputError(torch.zeros(64, 64)), INT4)
     assert torch.equal(silent.data, others.data)
 
 
 def test_a_hessian_without_full_rank_is_damped_until_it_can_be_inverted():
     one = _random(1, 96).expand(5, 96)  # rank 1
-    error = output_error(_hessian(one), damping=1e-12)
+    error = OutputError(_hessian(one), damping=1e-12)
     assert torch.isfinite(error.upper).all()
     weight = _random(4, 96)
     assert torch.isfinite(gptq(weight, error, INT4).dequantize()).all()
@@ -112,7 +112,7 @@ def test_a_hessian_without_full_rank_is_damped_until_it_can_be_inverted():
 
 def test_the_factor_inverts_the_damped_hessian_in_its_order():
     hessian = _hessian(_correlated_inputs(200, 40))
-    error = output_error(hessian)
+    error = OutputError(hessian)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(40)
     ordered = damped[error.order][:, error.order]
     assert torch.allclose(error.upper.t() @ error.upper @ ordered, torch.eye(40), atol=2e-3)
@@ -121,7 +121,7 @@ def test_the_factor_inverts_the_damped_hessian_in_its_order():
 
 def test_rows_in_pieces_are_rounded_as_they_would_be_together(monkeypatch):
     weight = _random(20, 96)
-    error = output_error(_hessian(_correlated_inputs(300, 96)))
+    error = OutputError(_hessian(_correlated_inputs(300, 96)))
     together = gptq(weight, error, INT4)
     monkeypatch.setattr("martlet.compression.gptq._ROWS_ELEMENTS", 96 * 7)
     in_pieces = gptq(weight, error, INT4)
@@ -133,4 +133,4 @@ def test_inputs_that_are_no_numbers_are_refused():
     hessian = torch.eye(32)
     hessian[3, 4] = torch.nan
     with pytest.raises(ModelFileError, match="calibration inputs"):
-        output_error(hessian)
+        OutputError(hessian)

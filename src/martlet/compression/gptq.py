@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from martlet.errors import ModelFileError
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor
 
-__all__ = ["OutputError", "gptq", "output_error", "squared_output"]
+__all__ = ["OutputError", "gptq", "squared_output"]
 
 # Columns whose corrections are carried over to the others in one product, as in the paper.
 _COLUMNS_AT_ONCE = 128
@@ -32,22 +33,59 @@ _ROWS_ELEMENTS = 1 << 26
 _DAMPING_TRIES = 8
 
 
-@dataclass(frozen=True, eq=False)
 class OutputError:
     """How much errors in weights cost in the output of linears that read one input.
 
+    ``damping`` times the mean of the diagonal is added to the Hessian, ten times as much whenever
+    that is not enough to invert it. ``activation_order`` False rounds inputs from left to right.
+    Linears that read the same input share it.
+
     Shapes:
-        hessian: (in_features, in_features) float32, the mean of x x.T
-        importance: (in_features,) its diagonal, damped, so that no input counts nothing
-        order: (in_features,) int64, in which inputs are rounded
-        upper: (in_features, in_features) float32 in that order, upper triangular; the inverse of
-            the damped Hessian is upper.T @ upper
+        hessian: (in_features, in_features) float32, symmetric, the mean of x x.T
+
+    Raises:
+        ModelFileError: the Hessian holds infinite values or such as are no numbers.
     """
 
-    hessian: Tensor
-    importance: Tensor
-    order: Tensor
-    upper: Tensor
+    def __init__(
+        self, hessian: Tensor, *, activation_order: bool = True, damping: float = 0.01
+    ) -> None:
+        if not torch.isfinite(hessian.sum()):
+            raise ModelFileError(
+                "the calibration inputs of a layer are infinite or not a number; "
+                "the model overflows in the type it is computed in, or its weights are damaged"
+            )
+        mean = float(hessian.diagonal().mean())
+        self.hessian = hessian
+        self._activation_order = activation_order
+        # Where nothing came in, all weights cost alike.
+        self._damp = damping * (mean if mean > 0 else 1.0)
+
+    @property
+    def importance(self) -> Tensor:
+        """The diagonal, damped, so that no input counts nothing: (in_features,)."""
+        return self.hessian.diagonal() + self._damp
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The order in which inputs are rounded: (in_features,) int64."""
+        if not self._activation_order:
+            return torch.arange(self.hessian.shape[0], device=self.hessian.device)
+        return torch.argsort(self.hessian.diagonal(), descending=True, stable=True)
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """How the error of an input is spread over later ones, upper triangular, in that order.
+
+        Shapes:
+            return: (in_features, in_features) float32; upper.T @ upper is the inverse of the damped
+                Hessian
+        """
+        for attempt in range(_DAMPING_TRIES):
+            upper = _inverse_factor(self.hessian, self.order, self._damp * 10**attempt)
+            if upper is not None:
+                return upper
+        raise AssertionError("a matrix that is nearly its own diagonal can be inverted")
 
     def of(self, difference: Tensor) -> Tensor:
         """Mean square error of each output, (rows,), of weights off by (rows, in_features)."""
@@ -63,40 +101,6 @@ def squared_output(weight: Tensor, hessian: Tensor) -> Tensor:
     """
     with _exact_products():
         return torch.mm(weight, hessian).mul_(weight).sum(1)
-
-
-def output_error(
-    hessian: Tensor, *, activation_order: bool = True, damping: float = 0.01
-) -> OutputError:
-    """Prepare a Hessian for ``gptq``; linears that read the same input share it.
-
-    ``damping`` times the mean of the diagonal is added to it, ten times as much whenever that is
-    not enough to invert it. ``activation_order`` False rounds inputs from left to right.
-
-    Shapes:
-        hessian: (in_features, in_features) float32, symmetric
-
-    Raises:
-        ModelFileError: the Hessian holds infinite values or such as are no numbers.
-    """
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean())
-    if not torch.isfinite(hessian.sum()):
-        raise ModelFileError(
-            "the calibration inputs of a layer are infinite or not a number; "
-            "the model overflows in the type it is computed in, or its weights are damaged"
-        )
-    mean = mean if mean > 0 else 1.0  # nothing came in: all weights cost alike
-    count = hessian.shape[0]
-    order = torch.arange(count, device=hessian.device)
-    if activation_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    for attempt in range(_DAMPING_TRIES):
-        damp = mean * damping * 10**attempt
-        upper = _inverse_factor(hessian, order, damp)
-        if upper is not None:
-            return OutputError(hessian, diagonal + mean * damping, order, upper)
-    raise AssertionError("a matrix that is nearly its own diagonal can be inverted")
 
 
 def gptq(
@@ -202,14 +206,15 @@ def _corrected(weight: Tensor, grid: _Grid, error: OutputError) -> Tensor:
     rows, columns = weight.shape
     lowest, highest = (0, 15) if grid.format.bits == 4 else (-127, 127)
     dtype = torch.uint8 if grid.format.bits == 4 else torch.int8
-    left = weight.t()[error.order]  # (in_features, rows): what is still to be represented
+    order, factor = error.order, error.upper
+    left = weight.t()[order]  # (in_features, rows): what is still to be represented
     chosen = torch.empty((columns, rows), dtype=dtype, device=weight.device)
     with _exact_products():
         for start in range(0, columns, _COLUMNS_AT_ONCE):
             stop = min(start + _COLUMNS_AT_ONCE, columns)
-            steps, centers = grid.of_inputs(error.order[start:stop])
+            steps, centers = grid.of_inputs(order[start:stop])
             divisors = torch.where(steps == 0, torch.inf, steps)
-            upper = error.upper[start:stop]
+            upper = factor[start:stop]
             off = torch.empty_like(steps)
             for i, value in enumerate(left[start:stop]):
                 level = (value / divisors[i] + centers[i]).round_().clamp_(lowest, highest)
@@ -220,7 +225,7 @@ def _corrected(weight: Tensor, grid: _Grid, error: OutputError) -> Tensor:
                 after.addr_(upper[i, start + i + 1 : stop], off[i], alpha=-1)
             left[stop:].addmm_(upper[:, stop:].t(), off, alpha=-1)
     integers = torch.empty_like(chosen)
-    integers[error.order] = chosen
+    integers[order] = chosen
     return integers.t()
 
 

@@ -1,0 +1,210 @@
+"""One block from floats to integers, by the method that was asked for, with what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from martlet.checkpoint.planned import PlannedWeight
+from martlet.compression.calibration import InputStatistics
+from martlet.compression.gptq import OutputError, gptq, squared_output
+from martlet.compression.groups import quantize_groups
+from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
+from martlet.compression.scaling import Consumer, best_factors, fold, scaled_hessian
+from martlet.errors import UsageError
+from martlet.models.architecture import LinearInput
+from martlet.quantization.formats import WeightFormat
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
+
+__all__ = ["METHODS", "LayerReport", "Method", "compress_linears", "compress_table"]
+
+METHODS = ("nearest", "gptq", "scaled", "scaled+gptq")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How integers are chosen; ``name`` is one of ``METHODS``."""
+
+    name: str
+    activation_order: bool = True
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise UsageError(f"method is {self.name!r:.40}; it must be {', '.join(METHODS)}")
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether input channels are scaled first."""
+        return self.name.startswith("scaled")
+
+    @property
+    def is_gptq(self) -> bool:
+        """Whether integers make up for each other's errors."""
+        return self.name.endswith("gptq")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one matrix.
+
+    ``error_before`` is that of the integers nearest to the weights with ranges that leave none out,
+    ``error_after`` that of the integers that were chosen: the error of the outputs on the
+    calibration inputs, relative to the outputs, root mean square. Of a table that is looked up, or
+    without calibration, it is the error of the weights. ``loss`` is the mean squared error of the
+    outputs, summed over them.
+    """
+
+    name: str
+    format: str
+    bits_per_weight: float
+    error_before: float
+    error_after: float
+    loss: float
+    seconds: float
+
+    def within(self, prefix: str) -> LayerReport:
+        """The same with the name that the file has."""
+        return replace(self, name=prefix + self.name)
+
+
+@dataclass
+class _Linear:
+    """A matrix on its way; ``hessian`` None without calibration."""
+
+    name: str
+    weight: Tensor
+    format: WeightFormat
+    hessian: Tensor | None
+
+    def error(self, quantized: QuantizedTensor | GroupedTensor) -> tuple[float, float]:
+        """(relative error, loss) of a form of it."""
+        return _relative(quantized.dequantize() - self.weight, self.weight, self.hessian)
+
+
+def compress_linears(
+    weights: Mapping[str, Tensor],
+    statistics: Mapping[LinearInput, InputStatistics | None],
+    formats: Mapping[str, WeightFormat | None],
+    method: Method,
+    device: torch.device,
+) -> tuple[dict[str, StoredWeight], list[LayerReport]]:
+    """The weights of a block with the consumers of its inputs in their formats, on the host.
+
+    Names are those inside the block. What has no format, norms and biases among it, stays float in
+    its type, perhaps divided by factors.
+
+    Raises:
+        ModelFileError: a weight, or what came in, is infinite or not a number.
+    """
+    floats, factors = dict(weights), {}
+    if method.is_scaled:
+        for source, gathered in statistics.items():
+            found = _factors(floats, source, gathered, formats, device)
+            if found is not None:
+                factors[source] = found
+                _fold(floats, source, found, device)
+    results: dict[str, StoredWeight] = {}
+    reports = []
+    for source, gathered in statistics.items():
+        hessian = None if gathered is None else gathered.hessian()
+        error = _output_error(hessian, factors.get(source), method)
+        for name in source.consumers:
+            format = formats[name]
+            if format is not None:
+                original = weights[name].to(device, torch.float32)
+                before = _Linear(name, original, format, hessian)
+                scaled = floats[name].to(device, torch.float32)
+                results[name], report = _compress(before, scaled, error, method)
+                reports.append(report)
+    for name, weight in floats.items():
+        if name not in results:
+            results[name] = weight.to("cpu", weights[name].dtype)
+    return results, reports
+
+
+def compress_table(
+    name: str, weight: Tensor, format: WeightFormat, device: torch.device
+) -> tuple[StoredWeight, LayerReport]:
+    """A table that is looked up: the nearest integers, ranges searched."""
+    table = _Linear(name, weight.to(device, torch.float32), format, None)
+    return _compress(table, table.weight, None, Method("nearest"))
+
+
+def _compress(
+    before: _Linear, scaled: Tensor, error: OutputError | None, method: Method
+) -> tuple[StoredWeight, LayerReport]:
+    started = time.perf_counter()
+    name, format = before.name, before.format
+    error_before, _ = before.error(quantize_matrix(before.weight, format, name))
+    if error is not None and method.is_gptq:
+        chosen = gptq(scaled, error, format, name, candidates=SEARCHED_RANGES)
+    else:
+        chosen = _nearest(scaled, format, name, error)
+    hessian = None if error is None else error.hessian
+    relative, loss = _Linear(name, scaled, format, hessian).error(chosen)
+    stored = chosen.to("cpu")
+    planned = PlannedWeight(name, tuple(stored.shape), format)
+    bits = 8 * planned.nbytes / max(1, stored.shape.numel())
+    seconds = time.perf_counter() - started
+    return stored, LayerReport(name, format.name, bits, error_before, relative, loss, seconds)
+
+
+def _nearest(
+    weight: Tensor, format: WeightFormat, name: str, error: OutputError | None
+) -> QuantizedTensor | GroupedTensor:
+    if format.group_size is None or error is None:
+        return quantize_matrix(weight, format, name, candidates=SEARCHED_RANGES)
+    return quantize_groups(
+        weight, format, name, candidates=SEARCHED_RANGES, importance=error.importance
+    )
+
+
+def _output_error(
+    hessian: Tensor | None, factors: Tensor | None, method: Method
+) -> OutputError | None:
+    if hessian is None:
+        return None
+    if factors is not None:
+        hessian = scaled_hessian(hessian, factors)
+    return OutputError(hessian, activation_order=method.activation_order, damping=method.damping)
+
+
+def _factors(
+    floats: Mapping[str, Tensor],
+    source: LinearInput,
+    gathered: InputStatistics | None,
+    formats: Mapping[str, WeightFormat | None],
+    device: torch.device,
+) -> Tensor | None:
+    # One scale a row follows a factor of a column as little as it follows anything else.
+    named = [(name, formats[name]) for name in source.consumers]
+    consumers = [
+        Consumer(floats[name].to(device, torch.float32), format)
+        for name, format in named
+        if format is not None and format.group_size is not None
+    ]
+    if gathered is None or not source.producers or not consumers:
+        return None
+    return best_factors(consumers, gathered.hessian(), gathered.magnitude())
+
+
+def _fold(
+    floats: dict[str, Tensor], source: LinearInput, factors: Tensor, device: torch.device
+) -> None:
+    for name in (*source.consumers, *source.producers):
+        floats[name] = floats[name].to(device, torch.float32)
+    fold(floats, source, factors)
+
+
+def _relative(difference: Tensor, weight: Tensor, hessian: Tensor | None) -> tuple[float, float]:
+    if hessian is None:
+        above, below = float(difference.square().sum()), float(weight.square().sum())
+    else:
+        above = float(squared_output(difference, hessian).sum().clamp(min=0))
+        below = float(squared_output(weight, hessian).sum().clamp(min=0))
+    return (above / below) ** 0.5 if below > 0 else 0.0, above
