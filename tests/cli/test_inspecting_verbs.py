@@ -5,6 +5,7 @@ import pytest
 import martlet as martlet_package
 from martlet.cli import doctor
 from martlet.cli.output import duration
+from martlet.compression.recipe import Recipe
 from martlet.device.size import format_bytes
 
 
@@ -27,6 +28,25 @@ def test_scales_of_int8_matrices_are_not_parameters(martlet, make_model):
     assert int8["parameters"] == plain["parameters"]
     assert int8["quantize"] == "int8"
     assert int8["weight_bytes"] < plain["weight_bytes"] / 3
+
+
+def test_show_tells_the_shares_of_formats_and_how_they_came_to_be(martlet, tiny_cpm1, tmp_path):
+    folder = tmp_path / "mixed"
+    recipe = Recipe.parse("int4-g64-asym", embedding="int8")
+    martlet_package.convert(tiny_cpm1, folder, quantize=recipe)
+    facts = json.loads(martlet("show", folder, "--json").stdout)
+    by_name = {entry["format"]: entry for entry in facts["formats"]}
+    assert list(by_name) == ["int8", "int4-g64-asym", "float32"]
+    assert by_name["int8"]["tensors"] == 1
+    assert by_name["int8"]["nbytes"] == 30000 * (32 + 4)
+    assert sum(entry["parameters"] for entry in by_name.values()) == facts["parameters"]
+    nbytes = sum(entry["nbytes"] for entry in by_name.values())
+    assert facts["bits_per_weight"] == pytest.approx(8 * nbytes / facts["parameters"])
+    assert facts["compression"]["recipe"] == {"default": "int4-g64-asym", "embedding": "int8"}
+    shown = martlet("show", folder).stdout
+    assert f"quantize int4, {facts['bits_per_weight']:.2f} bits a weight" in shown
+    assert f"int8 {100 * by_name['int8']['parameters'] / facts['parameters']:.2f} % (1 ten" in shown
+    assert 'recipe: {"default": "int4-g64-asym", "embedding": "int8"}' in shown
 
 
 def test_show_for_people_has_the_same_numbers(martlet, tiny_cpm2):

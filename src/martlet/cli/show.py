@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from martlet.cli.output import print_json, print_text
 from martlet.device.size import format_bytes
 
 if TYPE_CHECKING:
+    from martlet.checkpoint.planned import PlannedWeight
     from martlet.checkpoint.store import Store
 
 __all__ = ["command"]
@@ -39,7 +41,12 @@ def command(model: str, as_json: bool) -> None:
         ("family", f"{facts['family']} (tasks: {', '.join(facts['tasks'])})"),
         ("architecture", facts["config"].get("model_type", "?")),
         ("parameters", f"{facts['parameters']:,}"),
-        ("weights", f"{format_bytes(facts['weight_bytes'])}, quantize {facts['quantize']}"),
+        (
+            "weights",
+            f"{format_bytes(facts['weight_bytes'])}, quantize {facts['quantize']}, "
+            f"{facts['bits_per_weight']:.2f} bits a weight",
+        ),
+        ("formats", _formats(facts)),
         ("blocks", _summary(facts["blocks"])),
         (
             "tokenizer",
@@ -48,15 +55,19 @@ def command(model: str, as_json: bool) -> None:
         ("model card", facts["model_card"] or "none"),
     ):
         print_text(f"{name:<13} {value}")
-    print_text("configuration")
-    for name, value in sorted(facts["config"].items()):
-        print_text(f"  {name}: {value}")
+    for title in ("compression", "config"):
+        if facts[title]:
+            print_text({"config": "configuration"}.get(title, title))
+        for name, value in sorted(facts[title].items()):
+            print_text(f"  {name}: {_line(value)}")
 
 
 def describe(name: str, store: Store) -> dict[str, Any]:
     """All facts about an opened model folder, as JSON has them."""
+    from martlet.compression.recipe import bits_per_weight
     from martlet.models.family import TASKS_OF_FAMILY
 
+    weights = [weight for block in store.block_names for weight in store.block_weights(block)]
     tokenizer = store.tokenizer
     cards = (store.folder / card for card in _CARD_NAMES)
     card = next((str(path) for path in cards if path.is_file()), None)
@@ -66,13 +77,16 @@ def describe(name: str, store: Store) -> dict[str, Any]:
         "family": store.family,
         "tasks": list(TASKS_OF_FAMILY[store.family]),
         "quantize": store.quantize,
-        "parameters": sum(_num_parameters(store, block) for block in store.block_names),
+        "parameters": sum(weight.numel for weight in weights),
+        "bits_per_weight": bits_per_weight(weights),
+        "formats": _by_format(weights),
+        "compression": dict(store.manifest.compression),
         "weight_bytes": store.nbytes,
         "blocks": [
             {
                 "name": block,
                 "nbytes": store.block_nbytes(block),
-                "parameters": _num_parameters(store, block),
+                "parameters": sum(weight.numel for weight in store.block_weights(block)),
             }
             for block in store.block_names
         ],
@@ -83,9 +97,32 @@ def describe(name: str, store: Store) -> dict[str, Any]:
     }
 
 
-def _num_parameters(store: Store, block: str) -> int:
-    """Weights of a block; scales and zeros of integers are not weights."""
-    return sum(weight.numel for weight in store.block_weights(block))
+def _by_format(weights: Sequence[PlannedWeight]) -> list[dict[str, Any]]:
+    """For each format, the one of most weights first: how many tensors, weights and bytes."""
+    formats: dict[str, dict[str, Any]] = {}
+    for weight in weights:
+        name = weight.format.name if weight.format else str(weight.form).removeprefix("torch.")
+        entry = formats.setdefault(
+            name, {"format": name, "tensors": 0, "parameters": 0, "nbytes": 0}
+        )
+        entry["tensors"] += 1
+        entry["parameters"] += weight.numel
+        entry["nbytes"] += weight.nbytes
+    return sorted(formats.values(), key=lambda entry: -int(entry["parameters"]))
+
+
+def _formats(facts: dict[str, Any]) -> str:
+    """Shares of the weights: "int4-g64 92.13 % (48 tensors), float16 0.07 % (26 tensors)"."""
+    return ", ".join(
+        f"{entry['format']} {100 * entry['parameters'] / facts['parameters']:.2f} % "
+        f"({entry['tensors']:,} tensors)"
+        for entry in facts["formats"]
+    )
+
+
+def _line(value: object) -> str:
+    """A value of a JSON object on one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _summary(blocks: Sequence[dict[str, Any]]) -> str:
