@@ -32,6 +32,7 @@ _QUANTIZE = ("none", "int8", "int4")
 _MAX_BLOCKS = 10_000
 _MAX_OFFSET = 1 << 50
 _MAX_SIDE = 1 << 31
+_MAX_DEPTH = 20  # of what is shown to people as it is
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read_manifest(path: Path) -> Manifest:
         blocks=tuple(_block(check, item) for item in check.items(raw, "blocks", _MAX_BLOCKS)),
         files=_files(check, raw.get("files")),
         formats=_formats(check, raw.get("formats", {})),
-        compression=check.mapping(raw.get("compression", {}), "compression"),
+        compression=_compression(check, raw.get("compression", {})),
     )
     _check_formats(check, manifest, version)
     _check_names(check, manifest)
@@ -238,6 +239,21 @@ def _formats(check: _Check, value: object) -> dict[str, FormatEntry]:
             raise check.fail(f"the shape of {name!r:.80} is {shape!r:.40}, not two sizes")
         formats[name] = FormatEntry(format, (shape[0], shape[1]))
     return formats
+
+
+def _compression(check: _Check, value: object) -> dict[str, object]:
+    account = check.mapping(value, "compression")
+    if _is_deeper(account, _MAX_DEPTH):
+        raise check.fail(f"compression is nested more than {_MAX_DEPTH} deep")
+    return account
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects stand inside each other more than so many levels deep."""
+    if not isinstance(value, (dict, list)):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def _check_formats(check: _Check, manifest: Manifest, version: int) -> None:
