@@ -68,6 +68,51 @@ def test_perplexity_refuses_what_is_no_text_before_it_loads_a_model(
     assert message in done.stderr
 
 
+def test_perplexity_of_several_formats_is_a_row_for_each(martlet, tiny_cpm1, text_file):
+    done = martlet(
+        "perplexity", tiny_cpm1, text_file, "--quantize", "none,int8,int4-g32", "--device", "cpu",
+        "--json",
+    )  # fmt: skip
+    rows = json.loads(done.stdout)
+    assert [row["format"] for row in rows] == ["float32", "int8", "int4-g32"]
+    exact, eight, four = rows
+    assert (exact["perplexity_change"], exact["kl"], exact["top1_agreement"]) == (0, 0, 1)
+    assert 0 < eight["kl"] < four["kl"]
+    for row in rows:
+        change = row["perplexity"] / exact["perplexity"] - 1
+        assert math.isclose(row["perplexity_change"], change, abs_tol=1e-12)
+        assert row["compared_tokens"] == row["tokens"] == exact["tokens"]
+    alone = json.loads(martlet("perplexity", tiny_cpm1, text_file, "--json").stdout)
+    assert alone.keys() == exact.keys()
+    assert alone["perplexity"] == exact["perplexity"]
+
+
+def test_perplexity_against_a_model_shows_a_table_of_80_columns(
+    martlet, tiny_cpm1, tiny_cpm2, text_file, tmp_path
+):
+    long_name = tmp_path / ("a-model-with-a-very-long-name" * 2)
+    long_name.symlink_to(tiny_cpm1)
+    done = martlet(
+        "perplexity", long_name, tiny_cpm2, text_file, "--quantize", "int4-g128-asym",
+        "--against", tiny_cpm1, "--device", "cpu",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    head, exact, coarse, other = done.stdout.splitlines()
+    assert " ".join(head.split()) == "model format bits b/char perplexity change KL top-1"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert exact.split()[1] == "float32"
+    assert exact.split()[-3:] == ["+0.00%", "0.00000", "100.0%"]
+    assert coarse.startswith("a-model-")
+    assert coarse.split()[1] == "int4-g128-asym"
+    assert other.split()[-3:] == ["-", "-", "-"]
+
+
+def test_perplexity_names_a_format_that_there_is_not(martlet, tiny_cpm1, text_file):
+    done = martlet("perplexity", tiny_cpm1, text_file, "--quantize", "none,int5")
+    assert done.code == 2
+    assert "'int5'" in done.stderr
+
+
 def test_bench_json_is_a_list_of_rows_and_output_is_the_same_file(martlet, tiny_cpm2, tmp_path):
     out = tmp_path / "rows.json"
     done = martlet(

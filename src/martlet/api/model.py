@@ -302,11 +302,16 @@ class Model:
         return score_continuation(self._model, context, continuation)
 
     def score_text(
-        self, text: str, *, progress: Callable[[int, int], None] | None = None
+        self,
+        text: str,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        observe: Callable[[Tensor], None] | None = None,
     ) -> TextScore:
         """How well the model predicts a whole text of any length: perplexity, bits per character.
 
-        ``progress`` is called with (tokens scored, tokens to score).
+        ``progress`` is called with (tokens scored, tokens to score), ``observe`` with the logits
+        behind the next scored tokens, (num_tokens, vocab_size), on the device that computes.
 
         Raises:
             UsageError: the text has fewer than two tokens.
@@ -320,11 +325,12 @@ class Model:
                 text,
                 window_tokens=window_tokens - len(start_ids),
                 progress=progress,
+                observe=observe,
             )
         # Two places of the encoder are for the marks of the family's format.
         input_tokens = (self._model.max_input_tokens or 512) - 2
         return score_conditional(
-            lambda context_ids, ids: score_tokens(self._model, context_ids, ids),
+            lambda context_ids, ids: score_tokens(self._model, context_ids, ids, observe),
             self.tokenizer,
             text,
             context_tokens=min(256, input_tokens),

@@ -20,6 +20,7 @@ __all__ = [
     "ServingOptions",
     "as_json",
     "load_options",
+    "load_options_of_several",
     "model_argument",
     "sampling_options",
     "serving_options",
@@ -123,6 +124,17 @@ class _Quantize(click.ParamType):  # type: ignore[type-arg]
         return str(value)
 
 
+class _Quantizes(click.ParamType):  # type: ignore[type-arg]
+    """Several formats with commas between them; the text as it is, each of them checked."""
+
+    name = "formats"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for part in str(value).split(","):
+            QUANTIZE.convert(part, param, ctx)
+        return str(value)
+
+
 class _Slots(click.ParamType):  # type: ignore[type-arg]
     """A number of texts, or "auto"."""
 
@@ -160,7 +172,7 @@ TEXT = _Text()
 model_argument = click.argument("model", type=TEXT)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
-_LOAD = (
+_PLACE = (
     click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB."),
     click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB."),
     click.option(
@@ -171,14 +183,29 @@ _LOAD = (
         help="Where to compute.",
     ),
     click.option(
+        "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
+    ),
+)
+
+_LOAD = (
+    *_PLACE,
+    click.option(
         "--quantize",
         type=QUANTIZE,
         metavar="FORMAT",
         help="Weights of this form: int4, int8, none, or one with groups such as int4-g128; left "
         "out, as the model folder has them.",
     ),
+)
+
+_LOAD_SEVERAL = (
+    *_PLACE,
     click.option(
-        "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
+        "--quantize",
+        type=_Quantizes(),
+        metavar="FORMATS",
+        help="Weights of these forms, one after the other, with commas between: "
+        "none,int8,int4-g32; left out, as the model folder has them.",
     ),
 )
 
@@ -250,6 +277,11 @@ _SAMPLING = (
 def load_options(function: Command) -> Command:
     """Add the flags of loading; the verb gets them as ``loading: LoadOptions``."""
     return _grouped(function, "loading", LoadOptions, _LOAD)
+
+
+def load_options_of_several(function: Command) -> Command:
+    """As ``load_options``; ``loading.quantize`` may be several formats with commas between."""
+    return _grouped(function, "loading", LoadOptions, _LOAD_SEVERAL)
 
 
 def sampling_options(function: Command) -> Command:

@@ -121,6 +121,7 @@ def score_causal(
     *,
     window_tokens: int,
     progress: Callable[[int, int], None] | None = None,
+    observe: Callable[[Tensor], None] | None = None,
 ) -> TextScore:
     """The cost of a text under a decoder-only model.
 
@@ -132,6 +133,8 @@ def score_causal(
         text: at least two tokens long.
         window_tokens: tokens that go through the model at once, at most its context.
         progress: called with (tokens scored, tokens to score) after every window.
+        observe: called with the logits behind the scored tokens of every window, in order,
+            (num_tokens, vocab_size).
 
     Raises:
         UsageError: the text has fewer than two tokens.
@@ -144,6 +147,8 @@ def score_causal(
         first = window.first_scored - window.start
         targets = token_ids[window.first_scored : window.end]
         cost += _negative_log_likelihood(rows[first - 1 :], targets)
+        if observe:
+            observe(rows[first - 1 :])
         if progress:
             progress(window.end - 1, len(token_ids) - 1)
     return _text_score(cost, tokenizer, text, token_ids, first_scored=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -54,12 +54,16 @@ def score_continuation(model: TaskModel, context: str, continuation: str) -> Sco
 
 
 def score_tokens(
-    model: TaskModel, context_ids: Sequence[int], token_ids: Sequence[int]
+    model: TaskModel,
+    context_ids: Sequence[int],
+    token_ids: Sequence[int],
+    observe: Callable[[Tensor], None] | None = None,
 ) -> list[float]:
     """The log-probability of each token after the context and the tokens before it, in nats.
 
     A text longer than the model's context is scored in parts; each part sees as much of what
     stands before it as there is room for, at least half a context. See ``score_continuation``.
+    ``observe`` is called with the logits behind the tokens, (num_tokens, vocab_size), in order.
     """
     everything = [*context_ids, *token_ids]
     if not context_ids and not model.start_ids and not model.generator.architecture.has_encoder:
@@ -68,7 +72,7 @@ def score_tokens(
     logprobs: list[float] = []
     while done < len(everything):
         context, num_scored = _next_part(model, everything, done)
-        logprobs += _score_after(model, context, everything[done : done + num_scored])
+        logprobs += _score_after(model, context, everything[done : done + num_scored], observe)
         done += num_scored
     return logprobs
 
@@ -120,13 +124,22 @@ def _next_part(model: TaskModel, everything: Sequence[int], done: int) -> tuple[
     return continuation_context(model, before), left
 
 
-def _score_after(model: TaskModel, context: Context, token_ids: Sequence[int]) -> list[float]:
+def _score_after(
+    model: TaskModel,
+    context: Context,
+    token_ids: Sequence[int],
+    observe: Callable[[Tensor], None] | None,
+) -> list[float]:
     sequence = model.generator.start(context, room_tokens=len(token_ids), limit_tokens=None)
     rows = sequence.advance(context.decoder_ids)
+    if observe:
+        observe(rows)
     logprobs = _logprobs_of(rows, token_ids[:1])
     for first in range(0, len(token_ids) - 1, _CHUNK_TOKENS):
         chunk = token_ids[first : min(first + _CHUNK_TOKENS, len(token_ids) - 1)]
         rows = sequence.advance(chunk, last_only=False)
+        if observe:
+            observe(rows)
         logprobs += _logprobs_of(rows, token_ids[first + 1 : first + 1 + len(chunk)])
     model.generator.finish(sequence)
     return logprobs
