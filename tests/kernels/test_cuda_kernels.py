@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from martlet.kernels import ops, reference
-from martlet.kernels.cache_view import CacheView
+from martlet.kernels.cache_view import IDLE, CacheView
 from martlet.kernels.cuda import few_rows, several_rows
 from martlet.kernels.norm import Norm
 from martlet.kernels.step_state import StepState
 from martlet.quantization.scheme import QuantizedTensor, tiled
+from martlet.quantization.vectors import Int8Vectors, parts_of, quantize_vectors
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -226,6 +227,86 @@ def test_attention_of_a_step_is_that_of_the_definition(
         )
         assert torch.allclose(mine.keys.float(), theirs.keys, rtol=1e-2, atol=1e-2)
         assert torch.allclose(mine.values.float(), theirs.values, rtol=1e-2, atol=1e-2)
+
+
+def _copy(vectors):
+    return Int8Vectors(*(part.clone() for part in parts_of(vectors)))
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(4, 4, 64), (8, 2, 128), (16, 2, 128), (3, 3, 80), (2, 1, 16), (4, 2, 256)],
+)
+@pytest.mark.parametrize("capacity", [40, 300, 1500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_over_an_int8_cache_is_that_of_the_definition(
+    num_heads, num_kv_heads, head_dim, capacity, dtype
+):
+    slots = 4
+    shape = (slots, num_kv_heads, capacity, head_dim)
+    keys, values = (quantize_vectors(torch.randn(shape, device=CUDA).to(dtype)) for _ in range(2))
+    places = [0, capacity // 2, IDLE, capacity - 1]
+    lengths = torch.tensor(places, dtype=torch.int32, device=CUDA)
+    widths = [num_heads * head_dim] + 2 * [num_kv_heads * head_dim]
+    qkv = torch.randn(slots, sum(widths), device=CUDA).to(dtype).split(widths, dim=-1)
+    frequency = torch.rand(head_dim // 2, device=CUDA)
+    bias = torch.randn(num_heads, 65, device=CUDA)
+    kept = [slot for slot, place in enumerate(places) if place != IDLE]
+    for options in ({}, {"frequency": frequency}, {"bias": bias}):
+        mine = CacheView(_copy(keys), _copy(values), lengths)
+        theirs = CacheView(_copy(keys), _copy(values), lengths)
+        out = ops.step_attention(qkv, mine, head_dim**-0.5, **options)
+        expected = reference.step_attention(qkv, theirs, head_dim**-0.5, **options)
+        error = _error(out[kept], expected[kept].double())
+        # A turned component that lies between two integers may go to either.
+        limit = {torch.float32: 1e-5}.get(dtype, PRODUCT_ERROR[dtype] * 2)
+        assert error < (max(limit, 3e-3) if "frequency" in options else limit)
+        for got, want in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+            assert torch.equal(got.scale, want.scale) or "frequency" in options
+            assert torch.allclose(got.scale.float(), want.scale.float(), rtol=1e-2)
+            off = (got.data.int() - want.data.int()).abs()
+            assert int(off.max()) <= (2 if "frequency" in options else 0)
+
+
+def test_a_slot_over_an_int8_cache_gets_the_same_bits_alone_and_beside_others():
+    slots, capacity = 5, 700
+    shape = (slots, 2, capacity, 64)
+    keys, values = (quantize_vectors(torch.randn(shape, device=CUDA)) for _ in range(2))
+    lengths = torch.tensor([3, 699, IDLE, 64, 300], dtype=torch.int32, device=CUDA)
+    qkv = [torch.randn(slots, 2 * 64, device=CUDA).half() for _ in range(3)]
+    together = CacheView(_copy(keys), _copy(values), lengths)
+    out = ops.step_attention(qkv, together, 0.125)
+    for slot in (0, 1, 3, 4):
+        own = slice(slot, slot + 1)
+        alone = CacheView(_copy(keys[own]), _copy(values[own]), lengths[own])
+        assert torch.equal(ops.step_attention([t[own] for t in qkv], alone, 0.125), out[own])
+        for part, whole in zip(parts_of(alone.keys), parts_of(together.keys), strict=True):
+            assert torch.equal(part, whole[own])
+
+
+def test_a_number_that_is_not_finite_shows_through_an_int8_cache():
+    keys, values = (quantize_vectors(torch.randn(2, 1, 40, 64, device=CUDA)) for _ in range(2))
+    lengths = torch.tensor([7, 7], dtype=torch.int32, device=CUDA)
+    qkv = [torch.randn(2, 64, device=CUDA).half() for _ in range(3)]
+    qkv[1][1, 60] = qkv[2][1, 60] = float("nan")
+    view = CacheView(keys, values, lengths)
+    out = ops.step_attention(qkv, view, 0.125)
+    assert torch.isfinite(out[0]).all()
+    assert keys.scale[:, 0, 7].isnan().tolist() == [False, True]
+    assert values.scale[:, 0, 7].isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_cross_attention_reads_as_many_keys_as_there_are(is_int8):
+    keys, values = (torch.randn(3, 4, 100, 64, device=CUDA).half() for _ in range(2))
+    lengths = torch.tensor([100, IDLE, 37], dtype=torch.int32, device=CUDA)
+    if is_int8:
+        keys, values = quantize_vectors(keys), quantize_vectors(values)
+    q = torch.randn(3, 256, device=CUDA).half()
+    view = CacheView(keys, values, lengths)
+    out = ops.step_attention((q, None, None), view, 0.125)
+    expected = reference.step_attention((q.float(), None, None), view, 0.125)
+    assert _error(out[[0, 2]], expected[[0, 2]].double()) < 2e-3
 
 
 def test_attention_without_new_keys_leaves_the_cache_alone():

@@ -11,6 +11,7 @@ from martlet.compression.absmax import quantize_rows
 from martlet.kernels import ops, reference, tiled
 from martlet.kernels.cpu.int8_linear import MAX_ROWS_INTEGER, has_integer_kernel
 from martlet.quantization.scheme import QuantizedTensor, Weight
+from martlet.quantization.vectors import quantize_vectors
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 # Relative to the largest value of the result: the definition rounds once, a body may round the
@@ -309,6 +310,23 @@ def test_rotary(dtype: torch.dtype, rows: int) -> None:
     x, angle = _randn(2, 3, 5, 12, dtype=dtype), 9 * _randn(rows, 1, 5, 6)
     definition = reference.rotary(x, angle.cos(), angle.sin())
     _assert_near(ops.rotary(x, angle.cos(), angle.sin()), definition, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("num_keys", [1, 7, 5000])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_attention_over_int8_keys_and_values(
+    num_queries: int, num_heads: int, num_kv_heads: int, num_keys: int
+) -> None:
+    q = _randn(2, num_heads, num_queries, 32)
+    k, v = (quantize_vectors(_randn(2, num_kv_heads, num_keys, 32)) for _ in range(2))
+    for bias in (
+        None,
+        _randn(1, num_heads, num_queries, num_keys),
+        _randn(2, 1, 1, num_keys),
+    ):
+        definition = reference.attention(q, k, v, bias, scale=0.3)
+        _assert_near(ops.attention(q, k, v, bias, scale=0.3), definition, 4e-6)
 
 
 def test_causal_attention() -> None:

@@ -6,13 +6,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
+from martlet.quantization.vectors import Int8Vectors, KeysValues
+
 __all__ = ["attention"]
+
+# Integers that become floats at a time, keys and values each: 1 MiB stays in a processor's
+# second-level cache, and is not asked of the system anew for every layer.
+_ELEMENTS_AT_ONCE = 1 << 18
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, is_causal: bool
+    q: Tensor, k: KeysValues, v: KeysValues, bias: Tensor | None, scale: float, is_causal: bool
 ) -> Tensor:
     """See ``ops.attention``; shapes are checked there."""
+    if isinstance(k, Int8Vectors):
+        assert isinstance(v, Int8Vectors)
+        if q.device.type == "cpu" and q.shape[2] == 1:
+            return _one_query(q, k, v, bias, scale)
+        k, v = k.dequantize(q.dtype), v.dequantize(q.dtype)
+    assert isinstance(v, Tensor)
     if q.is_cuda and torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
         return _without_cudnn(q, k, v, bias, scale, is_causal)
     return F.scaled_dot_product_attention(
@@ -38,3 +50,33 @@ def _without_cudnn(
         return attention(q, k, v, bias, scale, is_causal)
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def _one_query(
+    q: Tensor, k: Int8Vectors, v: Int8Vectors, bias: Tensor | None, scale: float
+) -> Tensor:
+    """One query a row, as decode steps on a processor have: the integers are multiplied as floats.
+
+    Scales of keys multiply the scores and those of values the probabilities, so that no float
+    copy of a vector is written twice.
+
+    Shapes: as ``ops.attention``, with num_queries 1
+    """
+    batch, num_kv_heads, num_keys, head_dim = k.shape
+    num_heads = q.shape[1]
+    groups = (batch, num_kv_heads, num_heads // num_kv_heads)
+    queries = (q[:, :, 0].float() * scale).reshape(*groups, head_dim)
+    if bias is not None:
+        bias = bias.float().expand(batch, num_heads, 1, num_keys).reshape(*groups, num_keys)
+    heads_at_once = max(1, _ELEMENTS_AT_ONCE // max(1, batch * num_keys * head_dim))
+    mixed = []
+    for first in range(0, num_kv_heads, heads_at_once):
+        heads = slice(first, first + heads_at_once)
+        scores = queries[:, heads] @ k.data[:, heads].float().transpose(-1, -2)
+        scores *= k.scale[:, heads, None].float()
+        if bias is not None:
+            scores += bias[:, heads]
+        weights = scores.softmax(-1) * v.scale[:, heads, None].float()
+        mixed.append(weights @ v.data[:, heads].float())
+    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    return joined.flatten(1, 2)[:, :, None].to(q.dtype)

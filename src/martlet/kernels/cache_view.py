@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from martlet.quantization.vectors import KeysValues
+
 __all__ = ["IDLE", "CacheView"]
 
 IDLE = -1
@@ -22,6 +24,6 @@ class CacheView:
             nobody looks at its result
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: KeysValues
+    values: KeysValues
     lengths: Tensor

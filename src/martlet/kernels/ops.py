@@ -26,6 +26,7 @@ from martlet.kernels.steps import (
     step_attention,
     step_embedding,
 )
+from martlet.quantization.vectors import KeysValues
 
 __all__ = [
     "ACTIVATIONS",
@@ -53,8 +54,8 @@ __all__ = [
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: KeysValues,
+    v: KeysValues,
     bias: Tensor | None = None,
     *,
     scale: float,
@@ -64,8 +65,8 @@ def attention(
 
     Shapes:
         q: (batch, num_heads, num_queries, head_dim)
-        k, v: (batch, num_kv_heads, num_keys, head_dim); each serves num_heads / num_kv_heads
-            neighbouring heads of q
+        k, v: (batch, num_kv_heads, num_keys, head_dim), both float or both int8; each head serves
+            num_heads / num_kv_heads neighbouring heads of q
         bias: broadcastable to (batch, num_heads, num_queries, num_keys); added after the scale
         return: (batch, num_heads, num_queries, head_dim)
 

@@ -23,6 +23,7 @@ from martlet.quantization.scheme import (
     TiledTensor,
     Weight,
 )
+from martlet.quantization.vectors import KeysValues, parts_of, quantize_vectors
 
 __all__ = [
     "ACTIVATIONS",
@@ -168,8 +169,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: KeysValues,
+    v: KeysValues,
     bias: Tensor | None = None,
     *,
     scale: float,
@@ -180,15 +181,21 @@ def attention(
     Each head of ``k`` and ``v`` serves as many neighbouring heads of ``q`` as there are to each.
     """
     share = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    keys, values = (_wide(x).repeat_interleave(share, dim=1) for x in (k, v))
+    scores = (q.float() @ keys.transpose(-1, -2)) * scale
     if bias is not None:
         scores = scores + bias.float()
     if is_causal:
         num_queries, num_keys = scores.shape[-2:]
         hidden = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
-    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+    return (scores.softmax(-1) @ values).to(q.dtype)
+
+
+def _wide(vectors: KeysValues) -> Tensor:
+    if isinstance(vectors, Tensor):
+        return vectors.float()
+    return vectors.data.float() * vectors.scale.float()[..., None]
 
 
 def step_attention(
@@ -227,8 +234,10 @@ def step_attention(
     return mixed.reshape(num_slots, -1)
 
 
-def _append_step(memory: Tensor, new: Tensor, position: Tensor) -> None:
+def _append_step(memory: KeysValues, new: Tensor, position: Tensor) -> None:
     """Write one token a slot, but where the position lies outside: an idle slot, or a full one.
+
+    What goes into a cache of int8 is quantised as it is.
 
     Shapes:
         memory: (num_slots, num_kv_heads, capacity, head_dim)
@@ -237,8 +246,10 @@ def _append_step(memory: Tensor, new: Tensor, position: Tensor) -> None:
     """
     rows = torch.arange(len(position), device=position.device)
     place = position.clamp(0, memory.shape[2] - 1)
-    is_inside = (place == position)[:, None, None]
-    memory[rows, :, place] = torch.where(is_inside, new, memory[rows, :, place])
+    fresh = new if isinstance(memory, Tensor) else quantize_vectors(new)
+    for part, own in zip(parts_of(memory), parts_of(fresh), strict=True):
+        is_inside = (place == position).reshape(-1, *[1] * (own.ndim - 1))
+        part[rows, :, place] = torch.where(is_inside, own, part[rows, :, place])
 
 
 def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:

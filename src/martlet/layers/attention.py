@@ -119,9 +119,10 @@ def self_attention(
         ]
         rows = functools.partial(cache.row, layer)
         return merge_heads(attend_each(q, rows, seen, step.bias, heads.scale))
-    if cache is not None:
-        k, v = cache.append(layer, k, v, step.counts)
-    mixed = ops.attention(q, k, v, step.bias, scale=heads.scale, is_causal=step.is_causal)
+    seen_keys, seen_values = (k, v) if cache is None else cache.append(layer, k, v, step.counts)
+    mixed = ops.attention(
+        q, seen_keys, seen_values, step.bias, scale=heads.scale, is_causal=step.is_causal
+    )
     return merge_heads(mixed)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from martlet.layers.decoder_cache import SteppingCache
 from martlet.layers.kv_memory import KVMemory
+from martlet.quantization.vectors import KeysValues, parts_of, quantize_vectors
 
 __all__ = ["CacheRows"]
 
@@ -67,7 +68,7 @@ class CacheRows:
 
     def append(
         self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[KeysValues, KeysValues]:
         """``write``, then the keys and values of everything so far, only to be read.
 
         What lies behind the end of a shorter slot is unspecified but finite: the caller masks it.
@@ -78,7 +79,7 @@ class CacheRows:
         """
         self.write(layer, keys, values, counts)
         stop = self.longest_after(counts)
-        all_keys, all_values = self._memory.self_attention[:, layer]
+        all_keys, all_values = self._memory.self_attention[:, layer].unbind()
         return self._read(all_keys, stop), self._read(all_values, stop)
 
     def write(self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]) -> None:
@@ -91,18 +92,18 @@ class CacheRows:
         assert keys.shape[0] == len(counts) == self.num_slots
         stop = self.longest_after(counts)
         assert stop <= self.max_tokens, f"{stop} tokens do not fit into {self.max_tokens}"
-        all_keys, all_values = self._memory.self_attention[:, layer]
-        self._write(all_keys, keys, counts)
-        self._write(all_values, values, counts)
+        for memory, new in self._parts(self._memory.self_attention, layer, keys, values):
+            self._write(memory, new, counts)
 
-    def row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def row(self, layer: int, row: int, num_tokens: int) -> tuple[KeysValues, KeysValues]:
         """The first keys and values of one row, in place.
 
         Shapes:
             return: (1, num_kv_heads, num_tokens, head_dim), twice
         """
         slot = self._slots[row]
-        keys, values = self._memory.self_attention[:, layer, slot : slot + 1, :, :num_tokens]
+        found = self._memory.self_attention[:, layer, slot : slot + 1, :, :num_tokens]
+        keys, values = found.unbind()
         return keys, values
 
     def longest_after(self, counts: Sequence[int]) -> int:
@@ -144,7 +145,7 @@ class CacheRows:
 
     def encoder_keys_values(
         self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[KeysValues, KeysValues]:
         """Keys and values of the encoder output; ``project`` makes them the first time only.
 
         Once every layer has its own, the encoder output itself is let go.
@@ -153,7 +154,7 @@ class CacheRows:
             return: (num_slots, num_kv_heads, num_encoder_tokens, head_dim), twice
         """
         self.hold_encoder_output(layer, project)
-        all_keys, all_values = self._memory.cross_attention[:, layer]
+        all_keys, all_values = self._memory.cross_attention[:, layer].unbind()
         width = self._num_encoder_tokens
         return self._read(all_keys, width), self._read(all_values, width)
 
@@ -162,21 +163,23 @@ class CacheRows:
     ) -> None:
         """Make the keys and values of an encoder output that waits, see ``encoder_row``."""
         if self._encoder_output is not None and layer not in self._layers_done:
-            all_keys, all_values = self._memory.cross_attention[:, layer]
             rows = self._slots if self._run is None else self._run
             width = self._num_encoder_tokens
-            all_keys[rows, :, :width], all_values[rows, :, :width] = project(self._encoder_output)
+            keys, values = project(self._encoder_output)
+            for memory, new in self._parts(self._memory.cross_attention, layer, keys, values):
+                memory[rows, :, :width] = new
             self._note_layer(layer)
         assert layer in self._memory.ready_layers, "set_encoder_output comes first"
 
-    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[KeysValues, KeysValues]:
         """The first keys and values of what the encoder has read for one row, in place.
 
         Shapes:
             return: (1, num_kv_heads, num_tokens, head_dim), twice
         """
         slot = self._slots[row]
-        keys, values = self._memory.cross_attention[:, layer, slot : slot + 1, :, :num_tokens]
+        found = self._memory.cross_attention[:, layer, slot : slot + 1, :, :num_tokens]
+        keys, values = found.unbind()
         return keys, values
 
     def _note_layer(self, layer: int) -> None:
@@ -189,8 +192,29 @@ class CacheRows:
         # The other slots would lose what they hold.
         assert num_tokens <= self._memory.cross_attention.shape[4], "made without room for it"
 
+    def _parts(
+        self, memory: KeysValues, layer: int, keys: Tensor, values: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each tensor of a layer's memory, beside what is to be written into it.
+
+        Shapes:
+            memory: (2, num_layers, all slots, num_kv_heads, tokens, head_dim)
+            keys, values: (num_slots, num_kv_heads, num_tokens, head_dim)
+            return: (all slots, num_kv_heads, tokens, ...) and (num_slots, num_kv_heads,
+                num_tokens, ...)
+        """
+        if isinstance(memory, Tensor):
+            yield memory[0, layer], keys
+            yield memory[1, layer], values
+            return
+        # Both at a time: on a processor every one of these small operations counts.
+        fresh = quantize_vectors(torch.stack((keys, values)))
+        for part, new in zip(parts_of(memory), parts_of(fresh), strict=True):
+            yield part[0, layer], new[0]
+            yield part[1, layer], new[1]
+
     def _write(self, memory: Tensor, new: Tensor, counts: Sequence[int]) -> None:
-        """``new`` behind what each slot holds; memory: (all slots, num_kv_heads, tokens, dim)."""
+        """``new`` behind what each slot holds; shapes as ``_parts`` gives them."""
         lengths = self.lengths
         if self._run is not None and len(set(lengths)) == 1 and len(set(counts)) == 1:
             start, count = lengths[0], counts[0]
@@ -211,7 +235,7 @@ class CacheRows:
             )
         return self._places[0], slice(None), self._places[1]
 
-    def _read(self, memory: Tensor, stop: int) -> Tensor:
+    def _read(self, memory: KeysValues, stop: int) -> KeysValues:
         if self._run is not None:
             return memory[self._run, :, :stop]
         return memory[:, :, :stop][self._slots]

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from martlet.kernels.cache_view import CacheView
+from martlet.quantization.vectors import KeysValues
 
 __all__ = ["DecoderCache", "SteppingCache"]
 
@@ -66,7 +67,7 @@ class DecoderCache(Protocol):
 
     def append(
         self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[KeysValues, KeysValues]:
         """``write``, then the keys and values of everything so far, with padding at the right."""
         ...
 
@@ -74,7 +75,7 @@ class DecoderCache(Protocol):
         """Write behind what the rows hold."""
         ...
 
-    def row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def row(self, layer: int, row: int, num_tokens: int) -> tuple[KeysValues, KeysValues]:
         """The first keys and values of one row."""
         ...
 
@@ -84,7 +85,7 @@ class DecoderCache(Protocol):
 
     def encoder_keys_values(
         self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[KeysValues, KeysValues]:
         """Keys and values of the encoder output; ``project`` makes them the first time only."""
         ...
 
@@ -94,6 +95,6 @@ class DecoderCache(Protocol):
         """Make these keys and values if that has not been done."""
         ...
 
-    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def encoder_row(self, layer: int, row: int, num_tokens: int) -> tuple[KeysValues, KeysValues]:
         """The first of them, of one row."""
         ...

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from martlet.quantization.kv_form import KVForm
+from martlet.quantization.vectors import SCALE_DTYPE, Int8Vectors, KeysValues, parts_of
+
 __all__ = ["KVMemory", "KVShape"]
 
 
@@ -15,7 +18,8 @@ class KVShape:
     """What a cache has room for; ``max_encoder_tokens`` is None for a decoder-only model.
 
     The hidden size of the encoder is ``hidden_size``; its output is kept until every decoder block
-    has made its keys and values from it.
+    has made its keys and values from it. ``form`` is that of keys and values; what the encoder has
+    put out waits in the type of the activations.
     """
 
     num_layers: int
@@ -25,14 +29,19 @@ class KVShape:
     max_tokens: int
     max_encoder_tokens: int | None = None
     hidden_size: int = 0
+    form: KVForm = "none"
 
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of a cache of this shape when it is full, encoder output included."""
         encoder_tokens = self.max_encoder_tokens or 0
-        per_token = 2 * self.num_layers * self.num_kv_heads * self.head_dim
-        elements = per_token * (self.max_tokens + encoder_tokens)
-        elements += encoder_tokens * self.hidden_size
-        return self.num_slots * elements * dtype.itemsize
+        vectors = 2 * self.num_layers * self.num_kv_heads * (self.max_tokens + encoder_tokens)
+        waiting_bytes = encoder_tokens * self.hidden_size * dtype.itemsize
+        return self.num_slots * (vectors * self._vector_bytes(dtype) + waiting_bytes)
+
+    def _vector_bytes(self, dtype: torch.dtype) -> int:
+        if self.form == "int8":
+            return self.head_dim + SCALE_DTYPE.itemsize
+        return self.head_dim * dtype.itemsize
 
 
 class KVMemory:
@@ -74,8 +83,9 @@ class KVMemory:
         A bias hides what lies beyond the end of a text only where it is a finite number.
         """
         with torch.inference_mode():
-            for tensor in (self.self_attention, self.cross_attention):
-                tensor[:, :, slot].zero_()
+            for memory in (self.self_attention, self.cross_attention):
+                for part in parts_of(memory):
+                    part[:, :, slot].zero_()
 
     def hold_encoder_tokens(self, num_tokens: int) -> None:
         """Make the part for cross attention at least so long; what it held is lost if it grows."""
@@ -83,11 +93,13 @@ class KVMemory:
             self.cross_attention = self._allocate(0)  # the old one goes before the new one comes
             self.cross_attention = self._allocate(num_tokens)
 
-    def _allocate(self, num_tokens: int) -> Tensor:
+    def _allocate(self, num_tokens: int) -> KeysValues:
         shape = self.shape
-        # Zeros and not empty: a masked score must not be NaN.
-        return torch.zeros(
-            (2, shape.num_layers, shape.num_slots, shape.num_kv_heads, num_tokens, shape.head_dim),
-            dtype=self._dtype,
-            device=self.device,
+        sizes = (
+            *(2, shape.num_layers, shape.num_slots),
+            *(shape.num_kv_heads, num_tokens, shape.head_dim),
         )
+        # Zeros and not empty: a masked score must not be NaN.
+        if shape.form == "int8":
+            return Int8Vectors.zeros(sizes, self.device)
+        return torch.zeros(sizes, dtype=self._dtype, device=self.device)

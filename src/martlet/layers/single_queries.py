@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from martlet.kernels import ops
+from martlet.quantization.vectors import KeysValues
 
 __all__ = ["are_few", "attend_each"]
 
@@ -28,7 +29,7 @@ def are_few(q: Tensor) -> bool:
 
 def attend_each(
     q: Tensor,
-    keys_values: Callable[[int, int], tuple[Tensor, Tensor]],
+    keys_values: Callable[[int, int], tuple[KeysValues, KeysValues]],
     num_keys: Sequence[Sequence[int]],
     bias: Tensor | None,
     scale: float,

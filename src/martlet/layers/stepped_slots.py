@@ -83,12 +83,12 @@ class SteppedSlots(CacheRows):
 
     def step_view(self, layer: int) -> CacheView:
         """The memory of a layer and the lengths on the device."""
-        keys, values = self._memory.self_attention[:, layer, : self.num_slots]
+        keys, values = self._memory.self_attention[:, layer, : self.num_slots].unbind()
         return CacheView(keys, values, self._lengths)
 
     def encoder_step_view(self, layer: int) -> CacheView:
         """Keys and values of the encoder's output, which the first pass has made."""
-        keys, values = self._memory.cross_attention[:, layer, : self.num_slots]
+        keys, values = self._memory.cross_attention[:, layer, : self.num_slots].unbind()
         return CacheView(keys, values, self._encoder_lengths)
 
     def step_constant(self, name: str, make: Callable[[], Tensor]) -> Tensor:

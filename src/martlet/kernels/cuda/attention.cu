@@ -5,7 +5,8 @@
 // finishes last joins them, in the order of the stretches, so that results do not depend on timing.
 // Self attention first writes the new key and value behind the others (turned to its position where
 // positions are rotary). Lengths are read on the device: one captured launch serves every step.
-#include "common.cuh"
+// With CACHE_INT8 keys and values are int8, and the new ones are quantised as they are written.
+#include "cache_vectors.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 64
@@ -20,11 +21,13 @@
 #define VECTORS ((HEAD_DIM + 7) / 8)  // of 8 elements in a head
 #define LANES (VECTORS <= 4 ? 4 : VECTORS <= 8 ? 8 : VECTORS <= 16 ? 16 : 32)  // for one key
 #define KEYS (32 / LANES)                                                     // a warp at a time
-// Keys of a lane that are in flight together: as many as its registers hold.
+// Keys of a lane that are in flight together: as many as its registers hold, which is more of int8.
 #if __CUDA_ARCH__ < 700
 #define AHEAD (GROUP > 1 ? 1 : 4)
 #elif ACTIVATION_TYPE == 2 || __CUDA_ARCH__ < 800
 #define AHEAD (GROUP > 1 ? 2 : 4)
+#elif CACHE_INT8
+#define AHEAD (GROUP > 4 ? 4 : 8)
 #else
 #define AHEAD (GROUP > 4 ? 2 : GROUP > 1 ? 4 : 8)
 #endif
@@ -33,8 +36,10 @@ struct Arguments {
     const act_t* q;      // (slots, heads * HEAD_DIM), rows q_stride apart
     const act_t* k;      // new keys and values, nullptr for cross attention
     const act_t* v;
-    act_t* keys;         // (slots, kv_heads, capacity, HEAD_DIM)
-    act_t* values;
+    cache_t* keys;       // (slots, kv_heads, capacity, HEAD_DIM)
+    cache_t* values;
+    u16* key_scales;     // bfloat16 (slots, kv_heads, capacity) of int8; else nullptr
+    u16* value_scales;
     // (slots,) keys in the cache: before the new one, or of the encoder; -1: the slot is idle
     const int* lengths;
     const float* bias;       // (heads, num_distances), by min(distance, num_distances - 1); or nullptr
@@ -91,7 +96,7 @@ struct Gathered {
     }
     // AHEAD more keys; a score of -infinity is no key.
     __device__ __forceinline__ void add(int g, const float (&score)[AHEAD],
-                                        const Vector8 (&v)[AHEAD]) {
+                                        const CacheVector (&v)[AHEAD]) {
         float top = largest[g];
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) top = fmaxf(top, score[u]);
@@ -107,8 +112,9 @@ struct Gathered {
             float of[8];
             unpack8(v[u], of);
             sum[g] += weight;
+            const float scaled = weight * v[u].scale();
 #pragma unroll
-            for (int i = 0; i < 8; i++) value[g][i] = fmaf(weight, of[i], value[g][i]);
+            for (int i = 0; i < 8; i++) value[g][i] = fmaf(scaled, of[i], value[g][i]);
         }
     }
     // The groups of lanes of a warp into one.
@@ -133,24 +139,42 @@ struct Gathered {
 };
 
 struct KeyValue {
-    Vector8 key, value;
+    CacheVector key, value;
 };
 
-// The new key and value of a lane as they will be read from now on; both go into the cache.
+// The new key and value of a lane as they will be read from now on; both go into the cache as the
+// vector of that number. All lanes of the key come here, those beyond the head too.
 __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int head, int part,
-                                           int position, size_t at) {
-    KeyValue fresh;
+                                           int position, size_t vector) {
+    KeyValue fresh = {};
     const Turn turn(a.frequency, part, position);
     float v[8];
     turn.load(a.k + (size_t)slot * a.k_stride + head * HEAD_DIM, a.frequency != nullptr, part, v);
-    act_t* keys = (act_t*)fresh.key.words;
-    act_t* values = (act_t*)fresh.value.words;
     const act_t* from = a.v + (size_t)slot * a.v_stride + head * HEAD_DIM + part;
+    const size_t at = vector * HEAD_DIM + part;
+#if CACHE_INT8
+    float w[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        v[i] = to_float(from_float(v[i]));
+        w[i] = part < HEAD_DIM ? to_float(from[i]) : 0.0f;
+    }
+    fresh.key = quantise8<LANES>(v), fresh.value = quantise8<LANES>(w);
+    if (part >= HEAD_DIM) return fresh;
+    *(uint2*)(a.keys + at) = fresh.key.words, *(uint2*)(a.values + at) = fresh.value.words;
+    if (part > 0) return fresh;
+    a.key_scales[vector] = fresh.key.scale_bits;
+    a.value_scales[vector] = fresh.value.scale_bits;
+#else
+    if (part >= HEAD_DIM) return fresh;
+    act_t* keys = (act_t*)fresh.key.components.words;
+    act_t* values = (act_t*)fresh.value.components.words;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         keys[i] = from_float(v[i]), values[i] = from[i];
         a.keys[at + i] = keys[i], a.values[at + i] = values[i];
     }
+#endif
     return fresh;
 }
 
@@ -175,15 +199,18 @@ __device__ __forceinline__ void join(const Arguments& a, const float* partial, a
 
 // A lane's part of AHEAD keys and values of the cache, from one of its keys on.
 struct Batch {
-    Vector8 key[AHEAD], value[AHEAD];
-    __device__ __forceinline__ void load(const act_t* keys, const act_t* values, int first, int end) {
+    CacheVector key[AHEAD], value[AHEAD];
+    // `vectors` is the number of the sequence's first vector in the cache.
+    __device__ __forceinline__ void load(const Arguments& a, size_t vectors, int part, int first,
+                                         int end) {
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-            const int at = first + u * WARPS * KEYS;
-            key[u] = value[u] = Vector8{};
-            if (at >= end) continue;
-            key[u] = *(const Vector8*)(keys + (size_t)at * HEAD_DIM);
-            value[u] = *(const Vector8*)(values + (size_t)at * HEAD_DIM);
+            const int number = first + u * WARPS * KEYS;
+            key[u] = value[u] = CacheVector{};
+            if (number >= end) continue;
+            const size_t vector = vectors + number, at = vector * HEAD_DIM + part;
+            key[u].load(a.keys + at, a.key_scales + vector);
+            value[u].load(a.values + at, a.value_scales + vector);
         }
     }
 };
@@ -204,12 +231,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     // A sequence that has ended stays where it is; its slot may be full.
     const int num_keys = min(a.k ? position + 1 : position, a.capacity);
     const int begin = blockIdx.z * a.stretch, end = min(begin + a.stretch, num_keys);
-    const size_t cache = ((size_t)slot * num_kv_heads + head) * a.capacity * HEAD_DIM + part;
+    const size_t cache = ((size_t)slot * num_kv_heads + head) * a.capacity;
     // Keys that lie in the cache; lanes beyond the head have none.
     const int cached = part < HEAD_DIM ? min(end, position) : 0;
     const int first_key = begin + warp * KEYS + lane / LANES;
     Batch batch;
-    batch.load(a.keys + cache, a.values + cache, first_key, cached);
+    batch.load(a, cache, part, first_key, cached);
     if (a.bias)
         for (int g = warp; g < GROUP; g += WARPS)
             for (int at = lane * 32; at < a.num_distances; at += 1024)
@@ -225,18 +252,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
             turn.load(queries + g * HEAD_DIM, a.frequency != nullptr, part, q[g]);
     }
 
+    // The new key is that of one group of lanes, in one block.
+    const bool is_own = a.k && position < end && position >= first_key &&
+                        (position - first_key) % (WARPS * KEYS) == 0;
+    KeyValue fresh = {};
+    if (is_own) fresh = append(a, slot, head, part, position, cache + position);
+
     Gathered own;
     // Whole warps stay together for the exchange below.
     for (int first = first_key; first - lane / LANES < end; first += WARPS * KEYS * AHEAD) {
-        if (first != first_key) batch.load(a.keys + cache, a.values + cache, first, cached);
-        if (a.k && position < end)
+        if (first != first_key) batch.load(a, cache, part, first, cached);
+        if (is_own)
 #pragma unroll
             for (int u = 0; u < AHEAD; u++)
-                if (first + u * WARPS * KEYS == position && part < HEAD_DIM) {
-                    const KeyValue fresh =
-                        append(a, slot, head, part, position, cache + (size_t)position * HEAD_DIM);
+                if (first + u * WARPS * KEYS == position)
                     batch.key[u] = fresh.key, batch.value[u] = fresh.value;
-                }
 #pragma unroll
         for (int g = 0; g < GROUP; g++) {
             float score[AHEAD];
@@ -251,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
 #pragma unroll
                 for (int distance = LANES / 2; distance; distance >>= 1)
                     score[u] += __shfl_xor_sync(0xffffffffu, score[u], distance);
-                score[u] *= a.scale;
+                score[u] *= a.scale * batch.key[u].scale();
                 if (a.bias && at < end)
                     score[u] += a.bias[(head * GROUP + g) * a.num_distances +
                                        min(position - at, a.num_distances - 1)];

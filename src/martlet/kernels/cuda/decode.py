@@ -19,6 +19,7 @@ from martlet.kernels.cuda.linear_arguments import format_defines
 from martlet.kernels.step_state import StepState
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import TiledTensor
+from martlet.quantization.vectors import Int8Vectors, parts_of
 
 __all__ = [
     "MAX_GROUP_WIDTH",
@@ -44,6 +45,8 @@ class _Arguments(ctypes.Structure):
         ("v", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        ("key_scales", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("frequency", ctypes.c_void_p),
@@ -78,6 +81,7 @@ def attention(
     """
     q, k, v = qkv
     num_slots, num_kv_heads, capacity, head_dim = cache.keys.shape
+    keys, values = parts_of(cache.keys), parts_of(cache.values)
     assert cache.keys.is_contiguous()
     assert cache.values.is_contiguous()
     num_heads = q.shape[1] // head_dim
@@ -92,8 +96,8 @@ def attention(
     assert num_slots * num_kv_heads <= finished.shape[0]
     arguments = _Arguments(
         q=q.data_ptr(),
-        keys=cache.keys.data_ptr(),
-        values=cache.values.data_ptr(),
+        keys=keys[0].data_ptr(),
+        values=values[0].data_ptr(),
         lengths=cache.lengths.data_ptr(),
         y=y.data_ptr(),
         partial=partial.data_ptr(),
@@ -103,6 +107,9 @@ def attention(
         stretch=stretch,
         scale=scale,
     )
+    is_int8 = isinstance(cache.keys, Int8Vectors)
+    if is_int8:
+        arguments.key_scales, arguments.value_scales = keys[1].data_ptr(), values[1].data_ptr()
     if k is not None and v is not None:
         arguments.k, arguments.v = k.data_ptr(), v.data_ptr()
         arguments.k_stride, arguments.v_stride = k.stride(0), v.stride(0)
@@ -112,7 +119,7 @@ def attention(
     if frequency is not None:
         assert frequency.dtype == torch.float32
         arguments.frequency = frequency.data_ptr()
-    _attention_kernel(q.device, q.dtype, head_dim, group)(
+    _attention_kernel(q.device, q.dtype, head_dim, group, is_int8)(
         (num_kv_heads, num_slots, stretches),
         _WARPS * 32,
         arguments,
@@ -122,16 +129,20 @@ def attention(
     return y
 
 
-def attention_defines(dtype: torch.dtype, head_dim: int, group: int) -> dict[str, int]:
-    """The compile-time choices of attention.cu."""
-    return {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype], "HEAD_DIM": head_dim, "GROUP": group}
+def attention_defines(
+    dtype: torch.dtype, head_dim: int, group: int, is_int8: bool
+) -> dict[str, int]:
+    """The compile-time choices of attention.cu; ``is_int8`` is the form of the cache."""
+    defines = {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype], "HEAD_DIM": head_dim, "GROUP": group}
+    return {**defines, "CACHE_INT8": 1} if is_int8 else defines
 
 
 @functools.lru_cache(maxsize=64)
 def _attention_kernel(
-    device: torch.device, dtype: torch.dtype, head_dim: int, group: int
+    device: torch.device, dtype: torch.dtype, head_dim: int, group: int, is_int8: bool
 ) -> Kernel:
-    return load_kernels("attention", attention_defines(dtype, head_dim, group), device)["attention"]
+    defines = attention_defines(dtype, head_dim, group, is_int8)
+    return load_kernels("attention", defines, device)["attention"]
 
 
 # Kernels on one stream run one after the other, so they share one scratch memory; the counters in

@@ -39,6 +39,9 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
     "attention": [
         *({"ACTIVATION_TYPE": number, "HEAD_DIM": 64, "GROUP": 1} for number in _TYPES),
         {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4, "CACHE_INT8": 1},
+        {"ACTIVATION_TYPE": 1, "HEAD_DIM": 80, "GROUP": 1, "CACHE_INT8": 1},
+        {"ACTIVATION_TYPE": 2, "HEAD_DIM": 64, "GROUP": 1, "CACHE_INT8": 1},
     ],
     "dequantize": [
         *({"ACTIVATION_TYPE": number, **_INT8} for number in _TYPES),
