@@ -3,7 +3,7 @@ import torch
 
 from martlet.compression.gptq import squared_output
 from martlet.compression.groups import quantize_groups
-from martlet.compression.scaling import Consumer, best_factors, fold, scaled_hessian
+from martlet.compression.scaling import Consumer, best_factors, fold, rescale_hessian
 from martlet.compression.walk import Walk
 from martlet.models.architecture import LinearInput
 from martlet.quantization.formats import INT4
@@ -85,7 +85,7 @@ def test_factors_are_found_where_few_channels_carry_most():
     assert factors is not None
     assert factors[5] > 1.5 * factors.median()
     # Compared on the same terms: both know which inputs count.
-    scaled = scaled_hessian(hessian, factors)
+    scaled = rescale_hessian(hessian.clone(), factors)
     rounded = quantize_groups(weight * factors, INT4, importance=scaled.diagonal())
     plain = quantize_groups(weight, INT4, importance=hessian.diagonal())
     after = squared_output(rounded.dequantize() / factors - weight, hessian).sum()
@@ -96,7 +96,7 @@ def test_the_hessian_follows_its_input():
     inputs, factors = torch.randn(50, 16), _factors(16)
     divided = inputs / factors
     torch.testing.assert_close(
-        scaled_hessian(inputs.t() @ inputs, factors), divided.t() @ divided, rtol=1e-3, atol=1e-3
+        rescale_hessian(inputs.t() @ inputs, factors), divided.t() @ divided, rtol=1e-3, atol=1e-3
     )
 
 

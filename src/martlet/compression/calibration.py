@@ -21,6 +21,7 @@ class InputStatistics:
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._moments = torch.zeros(in_features, in_features, device=device)
         self._magnitudes = torch.zeros(in_features, device=device)
+        self._is_mean = False
         self.num_rows = 0
 
     def add(self, rows: Tensor) -> None:
@@ -29,14 +30,18 @@ class InputStatistics:
         Shapes:
             rows: (num_rows, in_features), any float type
         """
+        assert not self._is_mean
         rows = rows.to(torch.float32)
         self._moments.addmm_(rows.t(), rows)
         self._magnitudes += rows.abs().sum(0)
         self.num_rows += len(rows)
 
     def hessian(self) -> Tensor:
-        """The mean of x x.T, (in_features, in_features) float32; a copy."""
-        return self._moments / max(1, self.num_rows)
+        """The mean of x x.T, (in_features, in_features) float32; nothing is counted after it."""
+        if not self._is_mean:
+            self._moments /= max(1, self.num_rows)
+            self._is_mean = True
+        return self._moments
 
     def magnitude(self) -> Tensor:
         """The mean of |x|, (in_features,) float32."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from martlet.checkpoint.planned import PlannedWeight
 from martlet.compression.calibration import InputStatistics
 from martlet.compression.gptq import OutputError, gptq, squared_output
 from martlet.compression.groups import quantize_groups
 from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
-from martlet.compression.scaling import Consumer, best_factors, fold, scaled_hessian
+from martlet.compression.scaling import Consumer, best_factors, fold, rescale_hessian
 from martlet.errors import UsageError
 from martlet.models.architecture import LinearInput
 from martlet.quantization.formats import WeightFormat
@@ -72,23 +71,9 @@ class LayerReport:
         return replace(self, name=prefix + self.name)
 
 
-@dataclass
-class _Linear:
-    """A matrix on its way; ``hessian`` None without calibration."""
-
-    name: str
-    weight: Tensor
-    format: WeightFormat
-    hessian: Tensor | None
-
-    def error(self, quantized: QuantizedTensor | GroupedTensor) -> tuple[float, float]:
-        """(relative error, loss) of a form of it."""
-        return _relative(quantized.dequantize() - self.weight, self.weight, self.hessian)
-
-
 def compress_linears(
     weights: Mapping[str, Tensor],
-    statistics: Mapping[LinearInput, InputStatistics | None],
+    statistics: dict[LinearInput, InputStatistics | None],
     formats: Mapping[str, WeightFormat | None],
     method: Method,
     device: torch.device,
@@ -96,7 +81,7 @@ def compress_linears(
     """The weights of a block with the consumers of its inputs in their formats, on the host.
 
     Names are those inside the block. What has no format, norms and biases among it, stays float in
-    its type, perhaps divided by factors.
+    its type, perhaps divided by factors. ``statistics`` is used up, because it is large.
 
     Raises:
         ModelFileError: a weight, or what came in, is infinite or not a number.
@@ -110,20 +95,19 @@ def compress_linears(
                 _fold(floats, source, found, device)
     results: dict[str, StoredWeight] = {}
     reports = []
-    for source, gathered in statistics.items():
+    for source in tuple(statistics):
+        gathered = statistics.pop(source)
         hessian = None if gathered is None else gathered.hessian()
+        named = [(name, formats[name]) for name in source.consumers]
+        linears = [_Linear(name, weights[name], format) for name, format in named if format]
+        before = [linear.plain_error(hessian, device) for linear in linears]
         error = _output_error(hessian, factors.get(source), method)
-        for name in source.consumers:
-            format = formats[name]
-            if format is not None:
-                original = weights[name].to(device, torch.float32)
-                before = _Linear(name, original, format, hessian)
-                scaled = floats[name].to(device, torch.float32)
-                results[name], report = _compress(before, scaled, error, method)
-                reports.append(report)
+        for linear, error_before in zip(linears, before, strict=True):
+            scaled = _Linear(linear.name, floats.pop(linear.name), linear.format)
+            results[linear.name], report = _compress(scaled, error, method, device, error_before)
+            reports.append(report)
     for name, weight in floats.items():
-        if name not in results:
-            results[name] = weight.to("cpu", weights[name].dtype)
+        results[name] = weight.to("cpu", weights[name].dtype)
     return results, reports
 
 
@@ -131,27 +115,48 @@ def compress_table(
     name: str, weight: Tensor, format: WeightFormat, device: torch.device
 ) -> tuple[StoredWeight, LayerReport]:
     """A table that is looked up: the nearest integers, ranges searched."""
-    table = _Linear(name, weight.to(device, torch.float32), format, None)
-    return _compress(table, table.weight, None, Method("nearest"))
+    table = _Linear(name, weight, format)
+    before = table.plain_error(None, device)
+    return _compress(table, None, Method("nearest"), device, before)
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """A matrix on its way, in any float type and anywhere."""
+
+    name: str
+    weight: Tensor
+    format: WeightFormat
+
+    def plain_error(self, hessian: Tensor | None, device: torch.device) -> tuple[float, float]:
+        """(relative error of the plain nearest integers, seconds that it took to know)."""
+        started = time.perf_counter()
+        weight = self.weight.to(device, torch.float32)
+        rounded = quantize_matrix(weight, self.format, self.name).dequantize()
+        error, _ = _relative(rounded.sub_(weight), weight, hessian)
+        return error, time.perf_counter() - started
 
 
 def _compress(
-    before: _Linear, scaled: Tensor, error: OutputError | None, method: Method
+    linear: _Linear,
+    error: OutputError | None,
+    method: Method,
+    device: torch.device,
+    before: tuple[float, float],
 ) -> tuple[StoredWeight, LayerReport]:
     started = time.perf_counter()
-    name, format = before.name, before.format
-    error_before, _ = before.error(quantize_matrix(before.weight, format, name))
+    name, format, weight = linear.name, linear.format, linear.weight.to(device, torch.float32)
     if error is not None and method.is_gptq:
-        chosen = gptq(scaled, error, format, name, candidates=SEARCHED_RANGES)
+        chosen = gptq(weight, error, format, name, candidates=SEARCHED_RANGES)
     else:
-        chosen = _nearest(scaled, format, name, error)
+        chosen = _nearest(weight, format, name, error)
     hessian = None if error is None else error.hessian
-    relative, loss = _Linear(name, scaled, format, hessian).error(chosen)
+    error_after, loss = _relative(chosen.dequantize().sub_(weight), weight, hessian)
     stored = chosen.to("cpu")
-    planned = PlannedWeight(name, tuple(stored.shape), format)
-    bits = 8 * planned.nbytes / max(1, stored.shape.numel())
-    seconds = time.perf_counter() - started
-    return stored, LayerReport(name, format.name, bits, error_before, relative, loss, seconds)
+    bits = 8 * stored.nbytes / stored.shape.numel()
+    error_before, seconds = before
+    seconds += time.perf_counter() - started
+    return stored, LayerReport(name, format.name, bits, error_before, error_after, loss, seconds)
 
 
 def _nearest(
@@ -170,7 +175,7 @@ def _output_error(
     if hessian is None:
         return None
     if factors is not None:
-        hessian = scaled_hessian(hessian, factors)
+        hessian = rescale_hessian(hessian, factors)
     return OutputError(hessian, activation_order=method.activation_order, damping=method.damping)
 
 

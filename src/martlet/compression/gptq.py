@@ -187,7 +187,9 @@ def _inverse_factor(hessian: Tensor, order: Tensor, damp: float) -> Tensor | Non
             return None
         del matrix
         one = torch.eye(len(order), device=hessian.device)
-        upper = torch.linalg.solve_triangular(lower, one, upper=False).flip(0, 1)
+        inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+        del lower, one
+        upper = inverse.flip(0, 1)
     return upper if bool(torch.isfinite(upper.sum())) else None
 
 

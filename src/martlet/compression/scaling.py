@@ -20,7 +20,7 @@ from martlet.compression.groups import quantize_groups
 from martlet.models.architecture import LinearInput
 from martlet.quantization.formats import WeightFormat
 
-__all__ = ["Consumer", "best_factors", "fold", "scaled_hessian"]
+__all__ = ["Consumer", "best_factors", "fold", "rescale_hessian"]
 
 _STEPS = 10
 # Rows by which factors are judged, evenly spread: the error of a thousand stands for that of all.
@@ -82,9 +82,9 @@ def fold(weights: dict[str, Tensor], source: LinearInput, factors: Tensor) -> No
         weights[name] = divided
 
 
-def scaled_hessian(hessian: Tensor, factors: Tensor) -> Tensor:
-    """The Hessian of the input once it has been divided by the factors."""
-    return hessian / factors / factors[:, None]
+def rescale_hessian(hessian: Tensor, factors: Tensor) -> Tensor:
+    """The Hessian of the input once it has been divided by the factors; changed in place."""
+    return hessian.div_(factors).div_(factors[:, None])
 
 
 def _spread_rows(consumer: Consumer) -> Consumer:
@@ -113,7 +113,7 @@ def _candidates(consumers: Sequence[Consumer], magnitude: Tensor) -> list[Tensor
 
 def _cost(consumers: Sequence[Consumer], hessian: Tensor, factors: Tensor) -> float:
     """The summed mean square error of the outputs, by the rows that judge."""
-    counts = scaled_hessian(hessian, factors).diagonal()
+    counts = hessian.diagonal() / factors.square()
     cost = 0.0
     for consumer in consumers:
         scaled = consumer.weight * factors
