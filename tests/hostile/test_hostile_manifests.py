@@ -117,6 +117,8 @@ def nested(depth: int) -> object:
         (without("b_zero"), "has no b_zero in its block"),
         (lambda m: m.update(compression=3), "compression is not an object"),
         (lambda m: m.update(compression={"a": nested(30)}), "nested more than 20 deep"),
+        (lambda m: m.update(compression={"a": "\ud800"}), "not plain JSON.*surrogates"),
+        (lambda m: m.update(compression={"a": [float("nan")]}), "not plain JSON"),
     ],
 )
 def test_a_manifest_that_lies_about_groups_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -245,6 +246,11 @@ def _compression(check: _Check, value: object) -> dict[str, object]:
     account = check.mapping(value, "compression")
     if _is_deeper(account, _MAX_DEPTH):
         raise check.fail(f"compression is nested more than {_MAX_DEPTH} deep")
+    try:
+        # It is written again when the folder is converted: no NaN, and text that UTF-8 can hold.
+        json.dumps(account, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise check.fail(f"compression is not plain JSON: {error}") from error
     return account
 
 

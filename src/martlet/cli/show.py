@@ -59,7 +59,7 @@ def command(model: str, as_json: bool) -> None:
         if facts[title]:
             print_text({"config": "configuration"}.get(title, title))
         for name, value in sorted(facts[title].items()):
-            print_text(f"  {name}: {_line(value)}")
+            print_text(f"  {_line(name)}: {_line(value)}")
 
 
 def describe(name: str, store: Store) -> dict[str, Any]:
@@ -122,7 +122,9 @@ def _formats(facts: dict[str, Any]) -> str:
 
 def _line(value: object) -> str:
     """A value of a JSON object on one line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value if value.isprintable() else json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _summary(blocks: Sequence[dict[str, Any]]) -> str:
