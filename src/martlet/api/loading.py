@@ -14,6 +14,7 @@ from martlet.engine.load_options import LoadOptions
 from martlet.engine.loading import ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.plan import Bandwidth, Plan
+from martlet.quantization.kv_form import KVForm
 
 __all__ = ["Card", "load", "plan", "plan_for_card"]
 
@@ -49,6 +50,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     num_threads: int | None = None,
     slots: int | Literal["auto"] | None = None,
     context: int | None = None,
+    kv_cache: KVForm = "none",
 ) -> Model:
     """The model of that name or in that folder, ready to use.
 
@@ -70,6 +72,9 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
             None = one text, without a batch.
         context: tokens of the decoder in a slot, at most; None = the positions of the model, but
             no more than 2048, or 512 where it has no limit.
+        kv_cache: "int8" keeps the keys and values of attention as integers with a scale for each
+            vector of a head, in about half the bytes of float16; "none" in the type of the
+            activations.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -77,7 +82,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
         CapacityError: it does not fit into memory.
         UsageError: an argument is not valid.
     """
-    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context)
+    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context, kv_cache)
     folder = ModelFolder(resolve(model))
     planned = folder.plan(options)
     name = Path(model).name or str(model)
@@ -97,17 +102,18 @@ def plan(  # noqa: PLR0913  (the arguments of load)
     num_threads: int | None = None,
     slots: int | Literal["auto"] | None = None,
     context: int | None = None,
+    kv_cache: KVForm = "none",
 ) -> Plan:
     """The plan that ``load`` with the same arguments would follow; reads no weights.
 
     Raises:
         ModelNotFoundError, ModelFileError, CapacityError, UsageError: as ``load``.
     """
-    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context)
+    options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context, kv_cache)
     return ModelFolder(resolve(model)).plan(options).plan
 
 
-def plan_for_card(
+def plan_for_card(  # noqa: PLR0913  (the arguments of load)
     model: str | Path,
     card: Card,
     *,
@@ -115,6 +121,7 @@ def plan_for_card(
     quantize: str | None = None,
     slots: int | Literal["auto"] | None = None,
     context: int | None = None,
+    kv_cache: KVForm = "none",
 ) -> Plan:
     """The plan on a graphics card that need not be here, with the speed to expect from it.
 
@@ -130,5 +137,12 @@ def plan_for_card(
         pcie_bytes_per_second=parse_rate(card.pcie_bandwidth, "pcie_bandwidth"),
         flops_per_second=None if card.flops is None else parse_flops(card.flops, "flops"),
     )
-    options = LoadOptions(ram=ram, quantize=quantize, device="cuda", slots=slots, context=context)
+    options = LoadOptions(
+        ram=ram,
+        quantize=quantize,
+        device="cuda",
+        slots=slots,
+        context=context,
+        kv_cache=kv_cache,
+    )
     return ModelFolder(resolve(model)).plan_for_card(gpu, bandwidth, options)

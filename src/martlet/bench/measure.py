@@ -107,6 +107,7 @@ def measure(
         decode_threads=loaded.plan.decode_threads,
         load_seconds=load_seconds,
         date=datetime.date.today().isoformat(),
+        kv_cache=loaded.plan.demand.kv_cache,
     )
 
 

@@ -150,6 +150,7 @@ def _machine(measured: _Measured) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "num_threads": plan.num_threads,
         "decode_threads": plan.decode_threads,
+        "kv_cache": plan.demand.kv_cache,
         "peer": None,
     }
 

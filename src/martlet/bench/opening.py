@@ -30,6 +30,7 @@ from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
 from martlet.quantization.formats import WeightFormat
+from martlet.quantization.kv_form import KVForm
 
 __all__ = ["Setting", "open_shape", "open_shape_for_batch"]
 
@@ -48,6 +49,7 @@ class Setting:
     ram_bytes: int | None = None
     num_threads: int | None = None
     seed: int = 0
+    kv_cache: KVForm = "none"
 
     def __post_init__(self) -> None:
         parse_quantize(self.quantize)
@@ -80,7 +82,7 @@ def open_shape(shape: Shape, setting: Setting, workload: Workload) -> tuple[Arch
     lengths = _lengths(architecture, workload)
 
     def demand(dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
-        return estimate_demand(architecture, lengths, dtype, capability)
+        return estimate_demand(architecture, lengths, dtype, capability, setting.kv_cache)
 
     return _open(architecture, shape.family, setting, _Needs(demand, workload.prompt_tokens))
 
@@ -102,7 +104,7 @@ def open_shape_for_batch(
         )
 
     def demand(dtype: torch.dtype, capability: tuple[int, int] | None) -> Demand:
-        return estimate_batch_demand(architecture, limits, dtype, capability)
+        return estimate_batch_demand(architecture, limits, dtype, capability, setting.kv_cache)
 
     usual_tokens = limits.encoder_tokens or limits.slot_tokens
     return _open(architecture, shape.family, setting, _Needs(demand, usual_tokens))

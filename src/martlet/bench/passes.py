@@ -73,6 +73,7 @@ class Passes:
                 workload.decoder_tokens(has_encoder),
                 torch.empty(0, dtype=executor.dtype, device=executor.device),
                 workload.prompt_tokens if has_encoder else 0,
+                executor.plan.demand.kv_cache,
             )
             self._loop = DecodeLoop(architecture, executor, self._cache, workload.decode_steps)
 

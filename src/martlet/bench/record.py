@@ -23,7 +23,8 @@ class Record:
     the CPU) and ``pcie_bytes_per_second``, both measured in the same run. Speeds are medians over
     ``repetitions``, and of all rows of the ``batch`` together. ``protocol`` names the workload of
     a shape. ``encode_seconds`` and ``prefill_seconds`` (the first pass of the decoder) add up to
-    the time to the first token.
+    the time to the first token. ``kv_cache`` is the form of keys and values, "none" the type of the
+    activations.
 
     Units:
         weight_bytes_per_token: bytes of weights that one decode step reads.
@@ -70,6 +71,7 @@ class Record:
     resident_blocks: int | None = None
     streamed_blocks: int | None = None
     kernel_compile_seconds: float | None = None
+    kv_cache: str = "none"
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -155,6 +155,7 @@ def _measure_shape(
         gpu_memory_bytes=loading.gpu_memory,
         ram_bytes=loading.ram,
         num_threads=loading.threads,
+        kv_cache=loading.kv_cache,
     )
     with Meter("measuring") as meter:
         return measure_shape(shape, setting, workload, protocol, _command_line(), meter.update)
@@ -169,8 +170,9 @@ def _print(record: Record) -> None:
     limit = f"{share:.0%}" if share else "not measured"
     if share and ceiling and not record.streamed_bytes_per_token:
         limit += f" of {ceiling / 1e9:.1f} GB/s"
+    cache = "" if record.kv_cache == "none" else f", KV cache {record.kv_cache}"
     lines = [
-        ("model", f"{record.shape}, {record.quantize}"),
+        ("model", f"{record.shape}, {record.quantize}{cache}"),
         ("device", record.device),
         ("threads", f"{record.num_threads}, {record.decode_threads} for single tokens"),
         ("decode", f"{record.decode_tokens_per_second:,.1f} tokens/s"),

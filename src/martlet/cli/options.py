@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -39,6 +39,7 @@ class LoadOptions:
     quantize: str | None
     device: str
     threads: int | None
+    kv_cache: Literal["none", "int8"]
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``martlet.load`` and ``martlet.plan``."""
@@ -48,6 +49,7 @@ class LoadOptions:
             "quantize": self.quantize,
             "device": self.device,
             "num_threads": self.threads,
+            "kv_cache": self.kv_cache,
         }
 
 
@@ -184,6 +186,13 @@ _PLACE = (
     ),
     click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
+    ),
+    click.option(
+        "--kv-cache",
+        type=click.Choice(["int8", "none"]),
+        default="none",
+        show_default=True,
+        help="Form of the keys and values of attention; int8 has half the bytes of float16.",
     ),
 )
 

@@ -99,5 +99,10 @@ def _plan_for_card(
         )
     card = Card(loading.gpu_memory, gpu_bandwidth, pcie_bandwidth, gpu_flops)
     return plan_for_card(
-        model, card, ram=loading.ram, quantize=loading.quantize, **serving.arguments()
+        model,
+        card,
+        ram=loading.ram,
+        quantize=loading.quantize,
+        kv_cache=loading.kv_cache,
+        **serving.arguments(),
     )

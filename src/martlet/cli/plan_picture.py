@@ -105,7 +105,8 @@ def _memory_picture(plan: Plan) -> Iterator[str]:
 def _cache_name(plan: Plan) -> str:
     demand = plan.demand
     texts = f" of {demand.num_texts} x {demand.text_tokens:,} tokens"
-    return "KV cache" + (texts if demand.num_texts > 1 else "")
+    form = "" if demand.kv_cache == "none" else f" {demand.kv_cache}"
+    return f"KV cache{form}" + (texts if demand.num_texts > 1 else "")
 
 
 def _shares(amounts: Sequence[int], width: int) -> list[int]:

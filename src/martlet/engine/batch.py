@@ -95,7 +95,11 @@ class Batch:
             torch.inference_mode(),
         ):
             self._cache = architecture.new_cache(
-                limits.num_slots, limits.slot_tokens, like, limits.encoder_tokens or 0
+                limits.num_slots,
+                limits.slot_tokens,
+                like,
+                limits.encoder_tokens or 0,
+                executor.plan.demand.kv_cache,
             )
         self._steps = make_steps(architecture, executor, self._cache)
         self._prefill = Prefill(architecture, executor, self._cache, limits.chunk_tokens)

@@ -10,6 +10,7 @@ from martlet.engine.batch_limits import BatchLimits
 from martlet.kernels.cuda.gemm_route import most_panel_bytes
 from martlet.memory.plan import Demand
 from martlet.models.architecture import Architecture
+from martlet.quantization.kv_form import KVForm
 
 __all__ = ["Lengths", "estimate_batch_demand", "estimate_demand"]
 
@@ -48,18 +49,24 @@ def estimate_demand(
     lengths: Lengths,
     dtype: torch.dtype,
     capability: tuple[int, int] | None,
+    kv_cache: KVForm = "none",
 ) -> Demand:
     """Cache and an upper estimate of the activations; ``capability`` None is the CPU."""
     tokens = lengths.batch * lengths.pass_tokens
     largest = _LargestPass(tokens, tokens * lengths.pass_tokens, lengths.pass_tokens**2)
     cache_bytes = architecture.cache_bytes(
-        lengths.batch, lengths.decoder_tokens, lengths.encoder_tokens, dtype
+        lengths.batch, lengths.decoder_tokens, lengths.encoder_tokens, dtype, kv_cache
     )
+    workspace_bytes = _workspace_bytes(architecture, largest, dtype, capability)
+    if kv_cache != "none":
+        tokens = lengths.batch * max(lengths.decoder_tokens, lengths.encoder_tokens)
+        workspace_bytes += _dequantized_bytes(architecture, tokens, dtype, capability)
     return Demand(
         cache_bytes,
-        _workspace_bytes(architecture, largest, dtype, capability),
+        workspace_bytes,
         num_texts=lengths.batch,
         text_tokens=lengths.decoder_tokens,
+        kv_cache=kv_cache,
     )
 
 
@@ -68,6 +75,7 @@ def estimate_batch_demand(
     limits: BatchLimits,
     dtype: torch.dtype,
     capability: tuple[int, int] | None,
+    kv_cache: KVForm = "none",
 ) -> Demand:
     """The same for a batch: the cache of all its slots, and the largest of the passes it makes.
 
@@ -84,15 +92,34 @@ def estimate_batch_demand(
     # What the model says, and a copy with penalties and temperature.
     logits_bytes = 2 * 4 * limits.num_slots * architecture.vocab_size
     workspace_bytes = _workspace_bytes(architecture, largest, dtype, capability) + logits_bytes
+    if kv_cache != "none":
+        # A processor reads prompts one by one.
+        rows = 1 if capability is None else limits.num_slots
+        workspace_bytes += _dequantized_bytes(architecture, rows * keys, dtype, capability)
     cache_bytes = architecture.cache_bytes(
-        limits.num_slots, limits.slot_tokens, encoder_tokens, dtype
+        limits.num_slots, limits.slot_tokens, encoder_tokens, dtype, kv_cache
     )
     return Demand(
         cache_bytes,
         workspace_bytes,
         num_texts=limits.num_slots,
         text_tokens=limits.slot_tokens,
+        kv_cache=kv_cache,
     )
+
+
+def _dequantized_bytes(
+    architecture: Architecture,
+    tokens: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int] | None,
+) -> int:
+    """What a pass makes of the int8 keys and values that it reads, a layer at a time."""
+    layer_bytes = architecture.cache_bytes(1, tokens, 0, dtype) // architecture.num_blocks(
+        "decoder"
+    )
+    # A processor has its integers as floats for a moment, of keys or of values.
+    return layer_bytes if capability is not None else layer_bytes * 3 // 2
 
 
 def _workspace_bytes(

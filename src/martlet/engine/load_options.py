@@ -8,6 +8,7 @@ from typing import Literal
 from martlet.device.size import parse_bytes
 from martlet.errors import UsageError
 from martlet.quantization.formats import GROUP_SIZES, WeightFormat, parse_format
+from martlet.quantization.kv_form import KV_FORMS, KVForm
 
 __all__ = ["LEAST_CONTEXT", "MOST_CONTEXT", "MOST_SLOTS", "LoadOptions", "parse_quantize"]
 
@@ -52,6 +53,7 @@ class LoadOptions:
     num_threads: int | None = None
     slots: int | Literal["auto"] | None = None
     context: int | None = None
+    kv_cache: KVForm = "none"
 
     def __post_init__(self) -> None:
         for name in ("gpu_memory", "ram"):
@@ -60,6 +62,10 @@ class LoadOptions:
                 object.__setattr__(self, name, parse_bytes(size, name))
         if self.quantize is not None:
             parse_quantize(self.quantize)
+        if self.kv_cache not in KV_FORMS:
+            raise UsageError(
+                f"kv_cache is {self.kv_cache!r:.40}; it must be {' or '.join(KV_FORMS)}"
+            )
         if self.device not in ("auto", "cuda", "cpu"):
             raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
         threads = self.num_threads

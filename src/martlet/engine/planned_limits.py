@@ -52,11 +52,14 @@ class TextDemands:
     def of(self, limits: BatchLimits) -> Demand:
         """For a batch; without ``slots``, for one text that is read in one pass."""
         capability = None if self.state is None else self.state.capability
+        kv_cache = self.options.kv_cache
         if self.options.slots is None:
             lengths = self._of_one_text(limits)
-            demand = estimate_demand(self.architecture, lengths, self.dtype, capability)
+            demand = estimate_demand(self.architecture, lengths, self.dtype, capability, kv_cache)
         else:
-            demand = estimate_batch_demand(self.architecture, limits, self.dtype, capability)
+            demand = estimate_batch_demand(
+                self.architecture, limits, self.dtype, capability, kv_cache
+            )
         return replace(demand, context_bytes=self.state.context_bytes if self.state else 0)
 
     def _of_one_text(self, limits: BatchLimits) -> Lengths:

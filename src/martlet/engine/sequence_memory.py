@@ -51,7 +51,9 @@ class SequenceMemory:
             report_out_of_memory(f"making a cache of {capacity_tokens:,} tokens", NEXT_STEP),
             torch.inference_mode(),
         ):
-            self.cache: KVCache = architecture.new_cache(1, capacity_tokens, like, encoder_tokens)
+            self.cache: KVCache = architecture.new_cache(
+                1, capacity_tokens, like, encoder_tokens, executor.plan.demand.kv_cache
+            )
 
     def suits(self, capacity_tokens: int, encoder_tokens: int) -> bool:
         """Whether new memory for such a sequence would be just like this one."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from martlet.quantization.kv_form import KVForm
+
 __all__ = [
     "ALIGNMENT_BYTES",
     "STACKS",
@@ -84,6 +86,7 @@ class Demand:
     ``context_bytes`` is what the driver's context, libraries and compiled kernels take of a GPU
     before anything else does; the CPU has none. ``num_texts`` are those that the cache holds at a
     time, each of ``text_tokens`` tokens in the decoder; 0 where no text was planned for.
+    ``kv_cache`` is the form that ``kv_cache_bytes`` are counted for.
     """
 
     kv_cache_bytes: int = 0
@@ -91,6 +94,7 @@ class Demand:
     context_bytes: int = 0
     num_texts: int = 0
     text_tokens: int = 0
+    kv_cache: KVForm = "none"
 
     @property
     def total_bytes(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache
+from martlet.quantization.kv_form import KVForm
 from martlet.quantization.scheme import Weight
 
 __all__ = [
@@ -114,17 +115,28 @@ class Architecture(Protocol):
         ...
 
     def new_cache(
-        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+        self,
+        num_slots: int,
+        max_tokens: int,
+        like: Tensor,
+        max_encoder_tokens: int = 0,
+        kv_cache: KVForm = "none",
     ) -> KVCache:
         """An empty static cache for ``num_slots`` sequences of at most ``max_tokens`` tokens.
 
-        ``like`` gives dtype and device. ``max_encoder_tokens`` allocates the keys and values of
-        cross attention at once; with 0 that happens when the encoder's output comes.
+        ``like`` gives device and dtype of the activations, ``kv_cache`` the form of keys and
+        values. ``max_encoder_tokens`` allocates the keys and values of cross attention at once;
+        with 0 that happens when the encoder's output comes.
         """
         ...
 
     def cache_bytes(
-        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+        self,
+        num_slots: int,
+        max_tokens: int,
+        max_encoder_tokens: int,
+        dtype: torch.dtype,
+        kv_cache: KVForm = "none",
     ) -> int:
         """Bytes that such a cache takes when it is full; touches no device."""
         ...

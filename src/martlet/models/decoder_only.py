@@ -8,6 +8,7 @@ from torch import Tensor
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec
+from martlet.quantization.kv_form import KVForm
 
 __all__ = ["DecoderOnly"]
 
@@ -40,21 +41,36 @@ class DecoderOnly:
         return self._num_layers if stack == "decoder" else 0
 
     def new_cache(
-        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+        self,
+        num_slots: int,
+        max_tokens: int,
+        like: Tensor,
+        max_encoder_tokens: int = 0,
+        kv_cache: KVForm = "none",
     ) -> KVCache:
         """An empty cache; there is no encoder, so ``max_encoder_tokens`` must be 0."""
         assert max_encoder_tokens == 0
-        return KVCache(self._kv_shape(num_slots, max_tokens), like)
+        return KVCache(self._kv_shape(num_slots, max_tokens, kv_cache), like)
 
     def cache_bytes(
-        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+        self,
+        num_slots: int,
+        max_tokens: int,
+        max_encoder_tokens: int,
+        dtype: torch.dtype,
+        kv_cache: KVForm = "none",
     ) -> int:
         """Bytes of such a cache."""
-        return self._kv_shape(num_slots, max_tokens).nbytes(dtype)
+        return self._kv_shape(num_slots, max_tokens, kv_cache).nbytes(dtype)
 
-    def _kv_shape(self, num_slots: int, max_tokens: int) -> KVShape:
+    def _kv_shape(self, num_slots: int, max_tokens: int, kv_cache: KVForm) -> KVShape:
         return KVShape(
-            self._num_layers, num_slots, self._num_key_value_heads, self._head_dim, max_tokens
+            num_layers=self._num_layers,
+            num_slots=num_slots,
+            num_kv_heads=self._num_key_value_heads,
+            head_dim=self._head_dim,
+            max_tokens=max_tokens,
+            form=kv_cache,
         )
 
     def _specs(

@@ -30,6 +30,7 @@ from martlet.models.architecture import (
     Weights,
 )
 from martlet.models.t5_config import T5Config
+from martlet.quantization.kv_form import KVForm
 
 __all__ = ["T5", "T5Config"]
 
@@ -128,7 +129,9 @@ class T5:
         """Layers of a stack."""
         return self.config.num_layers if stack == "encoder" else self.config.num_decoder_layers
 
-    def _kv_shape(self, num_slots: int, max_tokens: int, max_encoder_tokens: int) -> KVShape:
+    def _kv_shape(
+        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, kv_cache: KVForm
+    ) -> KVShape:
         config = self.config
         return KVShape(
             num_layers=config.num_decoder_layers,
@@ -138,19 +141,31 @@ class T5:
             max_tokens=max_tokens,
             max_encoder_tokens=max_encoder_tokens,
             hidden_size=config.d_model,
+            form=kv_cache,
         )
 
     def new_cache(
-        self, num_slots: int, max_tokens: int, like: Tensor, max_encoder_tokens: int = 0
+        self,
+        num_slots: int,
+        max_tokens: int,
+        like: Tensor,
+        max_encoder_tokens: int = 0,
+        kv_cache: KVForm = "none",
     ) -> KVCache:
         """An empty cache; with ``max_encoder_tokens`` 0 the cross part grows on demand."""
-        return KVCache(self._kv_shape(num_slots, max_tokens, max_encoder_tokens), like)
+        shape = self._kv_shape(num_slots, max_tokens, max_encoder_tokens, kv_cache)
+        return KVCache(shape, like)
 
     def cache_bytes(
-        self, num_slots: int, max_tokens: int, max_encoder_tokens: int, dtype: torch.dtype
+        self,
+        num_slots: int,
+        max_tokens: int,
+        max_encoder_tokens: int,
+        dtype: torch.dtype,
+        kv_cache: KVForm = "none",
     ) -> int:
         """Bytes of a cache when it is full, encoder output included."""
-        return self._kv_shape(num_slots, max_tokens, max_encoder_tokens).nbytes(dtype)
+        return self._kv_shape(num_slots, max_tokens, max_encoder_tokens, kv_cache).nbytes(dtype)
 
     def embed(
         self,
