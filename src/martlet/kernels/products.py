@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls 
 from torch import Tensor
 
 from martlet.kernels import tiled
+from martlet.kernels.cpu.grouped_linear import grouped_linear
 from martlet.kernels.cpu.int8_linear import int8_linear
 from martlet.kernels.cuda import decode, few_rows, many_rows
 from martlet.kernels.norm import Norm
@@ -174,6 +175,8 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         out = rows @ weight.dequantize(x.dtype).T
     elif isinstance(weight, QuantizedTensor) and x.device.type == "cpu":
         out = int8_linear(rows, weight)
+    elif isinstance(weight, GroupedTensor) and x.device.type == "cpu":
+        out = grouped_linear(rows, weight)
     else:
         out = tiled.linear(rows, weight)
     if bias is not None:

@@ -17,7 +17,7 @@ from martlet.quantization.scheme import (
     Weight,
 )
 
-__all__ = ["linear"]
+__all__ = ["linear", "rows_of_a_tile"]
 
 # On a processor a tile should stay in the level 2 cache between being written and being multiplied:
 # 1 to 4 MiB measured alike, 0.25 MiB a third slower. On a card a tile has to be large, since every
@@ -34,9 +34,8 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         weight: (out_features, in_features)
         return: (rows, out_features)
     """
-    out_features, in_features = weight.shape
-    tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
-    step = max(1, tile_bytes // (in_features * x.element_size()))
+    out_features = weight.shape[0]
+    step = rows_of_a_tile(x)
     out = x.new_empty(x.shape[0], out_features)
     stored, scale = weight, None
     if isinstance(weight, QuantizedTensor) and x.dtype == torch.float32:
@@ -47,6 +46,12 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         stop = min(start + step, out_features)
         torch.mm(x, _rows(stored, start, stop, x.dtype).t(), out=out[:, start:stop])
     return out if scale is None else out.mul_(scale)
+
+
+def rows_of_a_tile(x: Tensor) -> int:
+    """Rows of a weight that are brought to the dtype of ``x`` at a time."""
+    tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
+    return max(1, tile_bytes // (x.shape[1] * x.element_size()))
 
 
 def _rows(weight: Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:

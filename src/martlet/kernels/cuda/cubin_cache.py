@@ -28,9 +28,9 @@ def cache_key(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def read_cubin(key: str) -> bytes | None:
+def read_cubin(key: str, suffix: str = ".cubin") -> bytes | None:
     """What ``write_cubin`` kept under this key; None where there is nothing sound."""
-    path = _path(key)
+    path = _path(key, suffix)
     if path is None:
         return None
     try:
@@ -41,9 +41,9 @@ def read_cubin(key: str) -> bytes | None:
     return cubin if hashlib.sha256(cubin).digest() == digest else None
 
 
-def write_cubin(key: str, cubin: bytes) -> None:
+def write_cubin(key: str, cubin: bytes, suffix: str = ".cubin") -> None:
     """Keep machine code for later processes, where the folder can be written."""
-    path = _path(key)
+    path = _path(key, suffix)
     if path is None:
         return
     with contextlib.suppress(OSError):
@@ -60,9 +60,9 @@ def write_cubin(key: str, cubin: bytes) -> None:
             raise
 
 
-def _path(key: str) -> Path | None:
+def _path(key: str, suffix: str) -> Path | None:
     try:
         folder = platformdirs.user_cache_path("martlet", appauthor=False)
     except (OSError, RuntimeError):  # no home directory
         return None
-    return folder / "kernels" / f"{key}.cubin"
+    return folder / "kernels" / f"{key}{suffix}"
