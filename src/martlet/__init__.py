@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from martlet import errors as errors
 
 if TYPE_CHECKING:
+    from martlet.api.compressing import CompressionReport as CompressionReport
+    from martlet.api.compressing import quantize as quantize
     from martlet.api.loading import load as load
     from martlet.api.loading import plan as plan
     from martlet.api.model import Model as Model
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Blank",
     "CapacityError",
+    "CompressionReport",
     "ContextLengthError",
     "DeviceError",
     "DiskFullError",
@@ -62,10 +65,12 @@ __all__ = [
     "list_models",
     "load",
     "plan",
+    "quantize",
 ]
 
 _MODULES = {
     "Blank": "martlet.engine.fill",
+    "CompressionReport": "martlet.api.compressing",
     "Fill": "martlet.engine.fill",
     "Model": "martlet.api.model",
     "Plan": "martlet.memory.plan",
@@ -73,6 +78,7 @@ _MODULES = {
     "list_models": "martlet.hub.catalogue",
     "load": "martlet.api.loading",
     "plan": "martlet.api.loading",
+    "quantize": "martlet.api.compressing",
 }
 
 

@@ -33,6 +33,7 @@ VERBS = {
     "bench": "Measure the speed of a model on this machine.",
     "perplexity": "Measure how well a model predicts a text.",
     "convert": "Convert a published checkpoint into a model folder.",
+    "quantize": "Compress a model to 4 or 8 bits, calibrated on a text.",
     "doctor": "Check what this machine has and whether everything is in order.",
     "tour": "See the three bundled models at work.",
 }

@@ -22,6 +22,7 @@ from martlet.compression.compress_block import LayerReport
 from martlet.compression.compressor import CompressedBlock
 from martlet.errors import MartletError, UsageError
 from martlet.models.architecture import BlockSpec
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["WorkFolder", "work_path"]
 
@@ -93,6 +94,10 @@ class WorkFolder:
         except (MartletError, KeyError, TypeError):
             shutil.rmtree(path, ignore_errors=True)
             return None
+
+    def weights(self, spec: BlockSpec) -> Mapping[str, StoredWeight]:
+        """The weights of a block that is there, for the end; no byte is copied."""
+        return open_store(self.path / spec.name).block(spec.name)
 
     def save(self, block: CompressedBlock) -> None:
         """Keep a block that is done.

@@ -1,0 +1,371 @@
+"""From a float model folder to one of integers: ``martlet.quantize``."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from martlet import __version__
+from martlet.api.compressing_place import choose_place
+from martlet.checkpoint.planned import PlannedBlock
+from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
+from martlet.compression.compress_block import LayerReport, Method
+from martlet.compression.compressor import CompressedBlock, Compressor
+from martlet.compression.error_plot import check_plot, draw_errors
+from martlet.compression.recipe import Recipe, bits_per_weight
+from martlet.compression.walk import Sample
+from martlet.compression.work_folder import WorkFolder
+from martlet.engine.loading import ModelFolder
+from martlet.engine.sample_texts import SampleForm, sample_text
+from martlet.engine.text_file import TextFile, read_text_file
+from martlet.errors import UsageError, VocabularyError
+from martlet.hub.catalogue import resolve
+from martlet.models.architecture import BlockSpec
+from martlet.tokenizers.load import check_vocabulary, load_tokenizer
+
+__all__ = ["CompressionReport", "quantize"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (weights done, weights in all, what has happened) after each block."""
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What a compression did, layer by layer.
+
+    ``blocks`` has, by name, the relative error of the block's outputs on the inputs that it got
+    (None without calibration). ``resumed_blocks`` were finished by an earlier run. Peaks are of the
+    whole process; ``peak_gpu_bytes`` is None where no GPU was used or none can be measured.
+    """
+
+    path: Path
+    family: str
+    method: str
+    recipe: Mapping[str, object]
+    bits_per_weight: float
+    nbytes: int
+    num_samples: int
+    num_tokens: int
+    device: str
+    layers: tuple[LayerReport, ...]
+    blocks: Mapping[str, float | None]
+    resumed_blocks: int
+    seconds: float
+    peak_rss_bytes: int
+    peak_gpu_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """The text, and what is taken of it."""
+
+    file: TextFile | None
+    samples: tuple[Sample, ...]
+    num_samples: int
+    sample_tokens: int
+    seed: int
+
+    def facts(self) -> dict[str, Any]:
+        """What tells one calibration from another."""
+        if self.file is None:
+            return {}
+        return {
+            "file": self.file.path.name,
+            "sha256": self.file.sha256,
+            "samples": self.num_samples,
+            "sample_tokens": self.sample_tokens,
+            "seed": self.seed,
+        }
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(s.decoder_ids) + len(s.encoder_ids) for s in self.samples)
+
+
+def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
+    src: str | Path,
+    dst: str | Path,
+    *,
+    method: str = "gptq",
+    format: str = "int4-g64",
+    head: str | None = None,
+    embedding: str | None = None,
+    edges: str | None = None,
+    rules: Iterable[str] = (),
+    calibration: str | Path | None = None,
+    samples: int = 128,
+    sample_tokens: int = 512,
+    seed: int = 0,
+    gpu_memory: str | int | None = None,
+    ram: str | int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    report: str | Path | None = None,
+    plot: str | Path | None = None,
+    progress: Progress | None = None,
+) -> CompressionReport:
+    """Write the float model ``src`` to ``dst`` with its matrices as integers, block by block.
+
+    Work that was interrupted goes on when it is started again with the same arguments: finished
+    blocks are kept beside ``dst`` until the end. ``dst`` appears whole or not at all.
+
+    Args:
+        src: a model folder with float weights, or the name of one.
+        dst: the new model folder.
+        method: "nearest" rounds each weight to the nearest integer under searched ranges; "gptq"
+            lets integers make up for each other's errors; "scaled" scales input channels by what
+            comes in; "scaled+gptq" does both. All but "nearest" need ``calibration``.
+        format: of all matrices, as "int4-g64"; ``head``, ``embedding`` and ``edges`` (the first and
+            last block of each stack) have it where nothing else is said.
+        head: format of the output matrix.
+        embedding: format of the token table.
+        edges: format of the first and the last block of each stack.
+        rules: "PATTERN=FORMAT" for matrices by name; "none" leaves them float.
+        calibration: a UTF-8 text like those that the model is for.
+        samples: pieces of it that are looked at.
+        sample_tokens: tokens of each, at most.
+        seed: where the pieces are taken.
+        gpu_memory: at most so much memory of the GPU, as in "6GiB"; None = what is free.
+        ram: at most so much main memory; None = what is available.
+        device: "auto", "cuda" or "cpu".
+        overwrite: replace ``dst`` if it is a model folder.
+        report: file to write the report to, as JSON.
+        plot: file to draw the errors of all layers to, .svg or .png; needs the extra "plot".
+        progress: called after each block.
+
+    Raises:
+        UsageError: an argument is not valid, or ``src`` has no float weights.
+        ModelNotFoundError: there is no such model.
+        ModelFileError: its files are damaged or hold numbers that are none.
+        CapacityError: it does not fit into memory, found before the work starts.
+        DiskFullError: the result does not fit on the disk.
+    """
+    started = time.perf_counter()
+    dst = Path(dst)
+    chosen, recipe = (
+        Method(method),
+        Recipe.parse(format, head=head, embedding=embedding, edges=edges, rules=rules),
+    )
+    check_destination(dst.absolute(), overwrite=overwrite)
+    for path in (report, plot):
+        _check_output(path)
+    if plot is not None:
+        check_plot(Path(plot))
+    folder = _float_folder(src)
+    text = _calibration(folder, calibration, samples, sample_tokens, seed)
+    place = choose_place(folder, text.samples, chosen, gpu_memory, ram, device)
+    with place.held() as placement:
+        run = _Run(folder, dst, recipe, chosen, text, place.device)
+        compressor = Compressor(
+            folder.architecture,
+            folder.store,
+            recipe,
+            chosen,
+            text.samples,
+            placement,
+            folder.store.forget,
+        )
+        with WorkFolder(dst, folder.store.family, run.fingerprint()) as work:
+            done = _Done(work, progress)
+            done.run(compressor)
+            nbytes = run.assemble(work, done, overwrite)
+            work.remove()
+        peak_gpu_bytes = place.peak_gpu_bytes()
+    result = CompressionReport(
+        path=dst,
+        family=folder.store.family,
+        method=method,
+        recipe=recipe.to_json(),
+        bits_per_weight=done.bits_per_weight(),
+        nbytes=nbytes,
+        num_samples=len(text.samples),
+        num_tokens=text.num_tokens,
+        device=str(place.device),
+        layers=tuple(done.layers()),
+        blocks=done.errors,
+        resumed_blocks=done.num_resumed,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_gpu_bytes=peak_gpu_bytes,
+    )
+    if report is not None:
+        text_of_report = json.dumps(result.to_json(), ensure_ascii=False, indent=1)
+        Path(report).write_text(text_of_report + "\n", encoding="utf-8")
+    if plot is not None:
+        draw_errors(result.layers, f"{dst.name}: {method}, {format}", Path(plot))
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is to be done; tells whether work that is there is part of it, and ends it."""
+
+    folder: ModelFolder
+    destination: Path
+    recipe: Recipe
+    method: Method
+    calibration: _Calibration
+    device: torch.device
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides about a single bit of the result."""
+        files = self.folder.store.manifest.files
+        return {
+            "version": __version__,
+            "source": {name: entry.sha256 for name, entry in files.items()},
+            "recipe": self.recipe.to_json(),
+            "method": asdict(self.method),
+            "calibration": self.calibration.facts(),
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
+
+    def assemble(self, work: WorkFolder, done: _Done, overwrite: bool) -> int:
+        """Write the destination from the finished blocks; bytes of its weights."""
+        store = self.folder.store
+        tokenizer = store.tokenizer
+        assert tokenizer is not None
+        specs = self.folder.architecture.block_specs()
+        contents = StoreContents(
+            blocks=tuple(done.planned[spec.name] for spec in specs),
+            config=store.config,
+            family=store.family,
+            tokenizer=(tokenizer.kind, {name: store.folder / name for name in tokenizer.files}),
+            generation=store.generation,
+            compression={
+                "method": self.method.name,
+                "recipe": self.recipe.to_json(),
+                "calibration": self.calibration.facts(),
+                "martlet": __version__,
+            },
+        )
+        with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
+            for spec in specs:
+                weights = work.weights(spec)
+                for tensor in spec.tensors:
+                    writer.write_weight(spec.prefix + tensor.name, weights[tensor.name])
+        return writer.size_bytes
+
+
+class _Done:
+    """The blocks as they get done; their weights go to the work folder, and out of memory."""
+
+    def __init__(self, work: WorkFolder, progress: Progress | None) -> None:
+        self.planned: dict[str, PlannedBlock] = {}
+        self.errors: dict[str, float | None] = {}
+        self.num_resumed = 0
+        self._layers: dict[str, tuple[LayerReport, ...]] = {}
+        self._work = work
+        self._progress = progress or (lambda *_: None)
+
+    def run(self, compressor: Compressor) -> None:
+        """Do what is left to do."""
+        specs = {spec.name: spec for spec in compressor.architecture.block_specs()}
+        total = sum(map(_num_weights, specs.values()))
+        if self._work.has_discarded:
+            self._progress(0, total, "other options or other weights: finished blocks are dropped")
+        resumed: set[str] = set()
+
+        def finished(name: str) -> CompressedBlock | None:
+            block = self._work.load(specs[name])
+            if block is not None:
+                resumed.add(name)
+            return block
+
+        num_done = 0
+        for block in compressor.blocks(finished):
+            name = block.spec.name
+            if name not in resumed:
+                self._work.save(block)
+            self.planned[name], self.errors[name] = block.planned, block.output_error
+            self._layers[name] = block.layers
+            num_done += _num_weights(block.spec)
+            self._progress(num_done, total, _line(block, name in resumed))
+        self.num_resumed = len(resumed)
+
+    def layers(self) -> Iterator[LayerReport]:
+        """The reports of all layers, in the order of the work."""
+        for layers in self._layers.values():
+            yield from layers
+
+    def bits_per_weight(self) -> float:
+        """Of the whole model, floats included."""
+        return bits_per_weight(w for block in self.planned.values() for w in block.weights)
+
+
+def _num_weights(spec: BlockSpec) -> int:
+    return sum(math.prod(tensor.shape) for tensor in spec.tensors)
+
+
+def _line(block: CompressedBlock, is_resumed: bool) -> str:
+    if is_resumed:
+        return f"{block.spec.name}: done before"
+    before = sum(layer.error_before for layer in block.layers) / max(1, len(block.layers))
+    after = sum(layer.error_after for layer in block.layers) / max(1, len(block.layers))
+    return (
+        f"{block.spec.name}: mean error of a layer {before:.2%} -> {after:.2%}, "
+        f"{block.seconds:.1f} s"
+    )
+
+
+def _check_output(path: str | Path | None) -> None:
+    """Say before hours of work that a file cannot be written after them."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"{path}: its folder does not exist; make it or choose another")
+
+
+def _float_folder(src: str | Path) -> ModelFolder:
+    folder = ModelFolder(resolve(src))
+    if folder.store.quantize != "none":
+        raise UsageError(
+            f"{src} holds {folder.store.quantize} weights already; compression starts from float "
+            "weights, so convert the original checkpoint with martlet convert SRC DST"
+        )
+    return folder
+
+
+def _calibration(
+    folder: ModelFolder,
+    file: str | Path | None,
+    num_samples: int,
+    sample_tokens: int,
+    seed: int,
+) -> _Calibration:
+    for name, value, least, most in (
+        ("samples", num_samples, 1, 1 << 16),
+        ("sample_tokens", sample_tokens, 16, 1 << 16),
+    ):
+        if type(value) is not int or not least <= value <= most:
+            raise UsageError(f"{name} is {value!r:.40}; it must be from {least} to {most:,}")
+    entry = folder.store.tokenizer
+    if entry is None:
+        raise VocabularyError(
+            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
+        )
+    if file is None:
+        return _Calibration(None, (), num_samples, sample_tokens, seed)
+    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
+    check_vocabulary(tokenizer, folder.architecture.vocab_size)
+    form = SampleForm(
+        folder.store.family,
+        tokenizer,
+        folder.architecture.max_positions,
+        folder.max_input_tokens,
+    )
+    text = read_text_file(Path(file), "the calibration text")
+    pieces = sample_text(
+        form, text.text, num_samples=num_samples, sample_tokens=sample_tokens, seed=seed
+    )
+    return _Calibration(text, pieces, num_samples, sample_tokens, seed)

@@ -1,0 +1,109 @@
+"""How much memory compressing a model takes; pure arithmetic, done before the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from martlet.compression.compress_block import Method
+from martlet.compression.compressor import batch_size_of
+from martlet.compression.walk import Sample, batches_of
+from martlet.models.architecture import FIXED, Architecture, BlockSpec, LinearInput, Stack
+
+__all__ = ["Footprint", "footprint"]
+
+_FLOAT_BYTES = 4
+# Of a matrix in float32 that exist at a time while its integers are chosen: itself, what is left of
+# it, its rounded and its corrected form, their differences, and the tables of a tile.
+_MATRIX_COPIES = 7
+# Of a Hessian: its sorted copy, the factor, a unit matrix, its inverse, and the solver's own.
+_FACTOR_COPIES = 5
+# Activations of a batch that exist at a time, in widths of the widest matrix.
+_ACTIVATION_COPIES = 8
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory for the work beside the program itself; on a CPU ``device_bytes`` is main memory too.
+
+    ``host_bytes`` is hidden states, and the block that is worked on as its file has it.
+    """
+
+    device_bytes: int
+    host_bytes: int
+
+
+def footprint(
+    architecture: Architecture,
+    samples: Sequence[Sample],
+    method: Method,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Footprint:
+    """What the largest block, its inputs and the hidden states of the samples take."""
+    specs = {spec.name: spec for spec in architecture.block_specs()}
+    stacks: list[Stack] = ["encoder", "decoder"] if architecture.has_encoder else ["decoder"]
+    width = _width(architecture, specs[FIXED])
+    batch_tokens, kept_tokens = _tokens(samples, device, stacks)
+    needs = [
+        _block_bytes(specs[f"{stack}.0"], architecture.linear_inputs(stack), method, dtype)
+        + _ACTIVATION_COPIES * batch_tokens * _widest(specs[f"{stack}.0"]) * dtype.itemsize
+        for stack in stacks
+    ]
+    head = architecture.head_input()
+    needs.append(_rounding_bytes(specs[FIXED], [head], method))
+    # Embeddings are integers by then, or floats of the computation's type.
+    tables = sum(math.prod(t.shape) for t in specs[FIXED].tensors if t.kind == "embedding")
+    largest = max(sum(math.prod(t.shape) for t in spec.tensors) for spec in specs.values())
+    # What a block reads, what its float form gives, what it gives, and the encoder's output.
+    hidden = (3 + architecture.has_encoder) * kept_tokens * width * dtype.itemsize
+    return Footprint(max(needs) + tables * dtype.itemsize, hidden + largest * _FLOAT_BYTES)
+
+
+def _width(architecture: Architecture, fixed: BlockSpec) -> int:
+    (name,) = architecture.head_input().consumers
+    return next(tensor.shape[1] for tensor in fixed.tensors if tensor.name == name)
+
+
+def _widest(spec: BlockSpec) -> int:
+    return max(max(tensor.shape) for tensor in spec.tensors)
+
+
+def _tokens(
+    samples: Sequence[Sample], device: torch.device, stacks: Sequence[Stack]
+) -> tuple[int, int]:
+    """Padded tokens of the largest batch, and of all batches of the longer stack."""
+    if not samples:
+        return 0, 0
+    batches = batches_of(samples, batch_size_of(samples, device))
+    padded = [[len(b.samples) * max(b.counts(stack)) for b in batches] for stack in stacks]
+    return max(map(max, padded)), max(map(sum, padded))
+
+
+def _block_bytes(
+    spec: BlockSpec, inputs: Sequence[LinearInput], method: Method, dtype: torch.dtype
+) -> int:
+    """The most of: the float block that runs, and the block whose integers are chosen."""
+    running = sum(math.prod(tensor.shape) for tensor in spec.tensors) * dtype.itemsize
+    moments = sum(side * side * _FLOAT_BYTES for side in _sides(spec, inputs))
+    return moments + max(running, _rounding_bytes(spec, inputs, method))
+
+
+def _rounding_bytes(spec: BlockSpec, inputs: Sequence[LinearInput], method: Method) -> int:
+    largest = max(math.prod(t.shape) for t in spec.tensors if t.kind != "other")
+    side = max(_sides(spec, inputs))
+    total = _MATRIX_COPIES * largest * _FLOAT_BYTES
+    if method.is_gptq:
+        total += _FACTOR_COPIES * side * side * _FLOAT_BYTES
+    if method.is_scaled:
+        total += sum(math.prod(t.shape) for t in spec.tensors) * _FLOAT_BYTES
+    return total
+
+
+def _sides(spec: BlockSpec, inputs: Sequence[LinearInput]) -> list[int]:
+    """Channels of each input."""
+    columns = {tensor.name: tensor.shape[-1] for tensor in spec.tensors}
+    return [columns[source.consumers[0]] for source in inputs]
