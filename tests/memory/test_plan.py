@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -305,6 +306,27 @@ def test_the_error_says_needed_available_missing_and_what_to_do():
         assert part in message
     assert "--device cpu" in message
     assert "--gpu-memory" in message
+
+
+def messages_of(blocks):
+    """What is said where a model does not fit into RAM, into the GPU, and into what streams."""
+    small = Budget(12 * MIB, 0)
+    errors = []
+    for device, budget in (("cpu", small), ("cuda", small), ("cuda", Budget(13 * MIB + 1024, 1))):
+        with pytest.raises(CapacityError) as caught:
+            make_plan(blocks, device, budget, Demand(3 * MIB if budget is small else 0))
+        errors.append(str(caught.value))
+    return errors
+
+
+def test_the_error_names_the_narrowest_format_unless_it_is_in_use():
+    decoders = [BlockSize(f"decoder.{i}", MIB) for i in range(5)]
+    wide = messages_of([BLOCKS[0], *decoders])
+    assert all("--quantize int4" in message for message in wide)
+    assert "wait in RAM" in wide[2]
+    narrow = messages_of([replace(block, has_int4=True) for block in (BLOCKS[0], *decoders)])
+    assert not any("--quantize" in message for message in narrow)
+    assert [message.replace("--quantize int4, ", "") for message in wide] == narrow
 
 
 def test_cache_and_workspace_count_only_where_the_computing_is():

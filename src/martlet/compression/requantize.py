@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from martlet.compression.absmax import quantize_rows
-from martlet.compression.groups import quantize_groups
+from martlet.compression.nearest import quantize_matrix
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 
@@ -45,13 +44,14 @@ def in_format(
     if _format_of(weight) == format:
         return weight
     if isinstance(weight, Tensor) and weight.device == device:
-        return _quantized(weight, format, name)
+        assert format is not None, "floats that are to be floats were handed back"
+        return quantize_matrix(weight, format, name)
     num_rows, num_columns = weight.shape
     step = max(1, _PIECE_ELEMENTS // max(1, num_columns))
     pieces = []
     for start in range(0, num_rows, step):
         rows = _floats(weight, start, min(start + step, num_rows), device)
-        pieces.append(_quantized(rows, format, name))
+        pieces.append(rows if format is None else quantize_matrix(rows, format, name))
     return _joined(pieces, weight.device)
 
 
@@ -63,14 +63,6 @@ def _floats(weight: StoredWeight, start: int, stop: int, device: torch.device) -
     if isinstance(weight, Tensor):
         return weight[start:stop].to(device)
     return weight.rows(start, stop).to(device).dequantize()
-
-
-def _quantized(rows: Tensor, format: WeightFormat | None, name: str) -> StoredWeight:
-    if format is None:
-        return rows
-    if format.group_size is None:
-        return quantize_rows(rows, name)
-    return quantize_groups(rows, format, name)
 
 
 def _joined(pieces: Sequence[StoredWeight], device: torch.device) -> StoredWeight:
