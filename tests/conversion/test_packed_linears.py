@@ -211,6 +211,14 @@ def test_groups_wider_than_ours_repeat_their_scale(tmp_path):
     assert torch.equal(weight.scale, tensors["x.scales"].T.expand(-1, 3))
 
 
+def test_a_group_far_wider_than_the_row_is_the_whole_row(tmp_path):
+    whole, tensors = linear("gptq", group_size=None, zero_offset=1)
+    expected = load(whole, tensors, tmp_path).dequantize()
+    for group_size in (256, 1 << 62):
+        wide = replace(whole, group_size=group_size)
+        assert torch.equal(load(wide, tensors, tmp_path).dequantize(), expected)
+
+
 def test_g_idx_may_be_absent_or_left_at_zero_where_nothing_was_reordered(tmp_path):
     settings, tensors = linear("gptq", zero_offset=1)
     whole = load(settings, tensors, tmp_path)

@@ -54,8 +54,7 @@ def follows_groups(g_idx: Tensor, group_size: int | None) -> bool:
     Shapes:
         g_idx: (in_features,) int32
     """
-    inputs = torch.arange(g_idx.shape[0], dtype=g_idx.dtype)
-    expected = (
-        inputs.zero_() if group_size is None else inputs.div_(group_size, rounding_mode="floor")
-    )
-    return torch.equal(g_idx, expected)
+    num_inputs = g_idx.shape[0]
+    if group_size is None or group_size >= num_inputs:
+        return not bool(g_idx.any())
+    return torch.equal(g_idx, torch.arange(num_inputs, dtype=g_idx.dtype) // group_size)

@@ -163,8 +163,7 @@ class PackedLinears:
         """From (out_features, their groups) to (out_features, our groups)."""
         held = self._settings.held_group_size
         num_held = -(-in_features // held)
-        if self._settings.group_size is None:
-            return values.expand(-1, num_held).contiguous()
-        return values.repeat_interleave(self._settings.group_size // held, dim=1)[
-            :, :num_held
-        ].contiguous()
+        repeats = num_held  # of one group for the whole row, or for more than that
+        if self._settings.group_size is not None:
+            repeats = min(self._settings.group_size // held, num_held)
+        return values.repeat_interleave(repeats, dim=1)[:, :num_held].contiguous()
