@@ -7,6 +7,7 @@ from martlet.cli import doctor
 from martlet.cli.output import duration
 from martlet.compression.recipe import Recipe
 from martlet.device.size import format_bytes
+from martlet.kernels.cpu.grouped_linear import find_kernel
 
 
 def test_show_json_counts_parameters_and_bytes_block_by_block(martlet, tiny_cpm1):
@@ -172,6 +173,16 @@ def test_doctor_json_has_the_facts_and_the_verdict(martlet):
     assert facts["disk"]["free_bytes"] > 0
     assert [model["name"] for model in facts["models"]] == ["cpm1-mini", "cpm2-mini", "eva-mini"]
     assert facts["usable"] == (done.code == 0) == (not facts["problems"])
+
+
+def test_doctor_says_why_products_with_4_bits_are_slow_on_this_processor(martlet, monkeypatch):
+    monkeypatch.setenv("MARTLET_NATIVE", "0")
+    find_kernel.cache_clear()
+    try:
+        lines = martlet("doctor").stdout.splitlines()
+    finally:
+        find_kernel.cache_clear()
+    assert "int4 on CPU   float tiles, slow: switched off by MARTLET_NATIVE=0" in lines
 
 
 def test_doctor_finds_a_bundled_model_whose_bytes_have_changed(martlet, monkeypatch, make_model):

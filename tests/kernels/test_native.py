@@ -163,3 +163,12 @@ def test_the_source_has_no_warnings(tmp_path: Path) -> None:
     command += ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-c", str(source)]
     for extra in ([], ["-march=native"]):
         subprocess.run([*command, *extra, "-o", str(tmp_path / "out.o")], check=True)
+
+
+def test_the_image_compiles_with_the_same_flags() -> None:
+    dockerfile = (Path(__file__).parents[2] / "docker" / "Dockerfile").read_text()
+    command = dockerfile[dockerfile.index("&& gcc ") : dockerfile.index(f"cpu/{NAME}.c\n")]
+    flags = set(command.split())
+    assert {flag for flag in native._FLAGS if flag != "-march=native"} <= flags
+    assert "target=-march=x86-64-v3" in dockerfile
+    assert f"src/martlet/kernels/cpu/{NAME}.so" in command

@@ -73,17 +73,19 @@ def examine() -> Report:
 
 
 def _examine_torch(report: Report) -> None:
-    report.facts.update(torch=None, gpus=[], ram_read_bytes_per_second=None)
+    report.facts.update(torch=None, gpus=[], ram_read_bytes_per_second=None, int4_on_cpu=None)
     try:
         import torch
     except (ImportError, OSError) as error:
         report.add_problem(f"torch cannot be imported: {error}", "pip install --upgrade torch")
         return
+    from martlet.api.processor import describe_int4_kernel
     from martlet.device.probe import measure_ram_bandwidth, probe_gpus
 
     report.facts["torch"] = torch.__version__
     report.facts["gpus"] = [asdict(gpu) for gpu in probe_gpus()]
     report.facts["ram_read_bytes_per_second"] = measure_ram_bandwidth()
+    report.facts["int4_on_cpu"] = describe_int4_kernel()
 
 
 def _examine_machine(report: Report) -> None:
@@ -125,6 +127,7 @@ def _print(report: Report) -> None:
             f"{format_bytes(ram['available_bytes'])} free",
         ),
         ("memory reads", f"{speed / 1e9:.1f} GB/s" if speed else "not measured"),
+        ("int4 on CPU", facts["int4_on_cpu"] or "not known without torch"),
         ("graphics", "; ".join(_gpu_line(gpu) for gpu in facts["gpus"]) or "none that torch uses"),
         ("disk", f"{format_bytes(disk['free_bytes'])} free in {disk['path']}"),
         *(
