@@ -10,7 +10,7 @@ from martlet.checkpoint.store import open_store
 from martlet.conversion.convert import convert
 from martlet.errors import ModelFileError
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import GroupedTensor
+from martlet.quantization.scheme import GroupedTensor, QuantizedTensor
 
 LLAMA = {
     "model_type": "llama",
@@ -111,6 +111,7 @@ def test_a_llama_computes_what_its_dequantised_twin_computes(
     assert report.quantize == quantize[:4]
     store = open_store(tmp_path / "packed")
     assert "quantization_config" not in store.config
+    assert store.manifest.compression["method"] == settings["quant_method"]
     weight = store.block("decoder.0")["self_attn.q_proj.weight"]
     assert isinstance(weight, GroupedTensor)
     assert weight.format.name == quantize
@@ -140,6 +141,18 @@ def test_conv1d_weights_of_gpt2_are_packed_as_linears(maker, tmp_path):
     weight = store.block("decoder.0")["attn.c_attn.weight"]
     assert weight.format.name == "int4-g32-asym"
     assert torch.equal(weight.dequantize(), exact["transformer.h.0.attn.c_attn.weight"])
+
+
+def test_what_the_checkpoint_left_float_can_be_quantised_beside_it(maker, tmp_path):
+    state, exact = packed(random_weights(LLAMA), AWQ)
+    source = maker.hugging_face({**LLAMA, "quantization_config": AWQ}, state)
+    convert(source, tmp_path / "out", quantize="int8")
+    store = open_store(tmp_path / "out")
+    assert store.quantize == "int4"
+    fixed = store.block("fixed")
+    assert isinstance(fixed["lm_head.weight"], QuantizedTensor)
+    weight = store.block("decoder.1")["mlp.down_proj.weight"]
+    assert torch.equal(weight.dequantize(), exact["model.layers.1.mlp.down_proj.weight"])
 
 
 def test_a_bias_that_llama_has_no_place_for_is_refused_unless_it_is_zero(maker, tmp_path):

@@ -95,6 +95,7 @@ class HuggingFaceSource:
         self._packed = None if settings is None else PackedLinears(self._table, settings)
         if settings is not None:
             self.format_name = f"huggingface-{settings.method}"
+            self.compression = {"method": settings.method, "imported": True}
         if _has_own_head(raw) and "lm_head.weight" in self._table:
             self.config.update(tie_word_embeddings=False, scale_decoder_outputs=False)
 
