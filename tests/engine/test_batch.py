@@ -56,10 +56,12 @@ def _context(generator, seed, num_tokens, max_tokens=12):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(("temperature", "kv_cache"), [(0.0, "none"), (0.9, "none"), (0.9, "int8")])
 @pytest.mark.parametrize("name", ["cpm1-mini", "cpm2-mini", "eva-mini"])
-def test_a_bundled_model_writes_in_a_batch_what_it_writes_alone(name, temperature, batching):
-    model = martlet.load(name, device="cpu")
+def test_a_bundled_model_writes_in_a_batch_what_it_writes_alone(
+    name, temperature, kv_cache, batching
+):
+    model = martlet.load(name, device="cpu", kv_cache=kv_cache)
     options = {"max_tokens": 10, "temperature": temperature, "repetition_penalty": 1.1}
     prepared = []
     for seed, opening in enumerate(OPENINGS):

@@ -1,6 +1,7 @@
 """Decode steps equal passes, whatever kind of choice they make, on the CPU and on a GPU."""
 
 from bisect import bisect_left
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,11 +58,11 @@ def _quantized(architecture, format):
     return lambda name, weights: in_formats(weights, formats[name], CPU)
 
 
-def _on_cpu(folder, format):
+def _on_cpu(folder, format, kv_cache="none"):
     store = open_store(folder)
     architecture = load_architecture(store.config)
     blocks = [BlockSize(name, store.block_nbytes(name)) for name in store.block_names]
-    plan = make_plan(blocks, "cpu", Budget(0, 1 << 40))
+    plan = make_plan(blocks, "cpu", Budget(0, 1 << 40), Demand(kv_cache=kv_cache))
     transform = _quantized(architecture, format)
     executor = _TiledExecutor(plan, store, CPU, torch.float32, transform)
     return architecture, executor
@@ -70,7 +71,13 @@ def _on_cpu(folder, format):
 def _filled(architecture, executor, num_slots, max_tokens=32):
     """A cache that holds the prompts, and the most probable token behind each."""
     like = torch.empty(0, dtype=executor.dtype, device=executor.device)
-    cache = architecture.new_cache(num_slots, max_tokens, like, 16 * architecture.has_encoder)
+    cache = architecture.new_cache(
+        num_slots,
+        max_tokens,
+        like,
+        16 * architecture.has_encoder,
+        executor.plan.demand.kv_cache,
+    )
     if architecture.has_encoder:
         hidden = _run(architecture, executor, None, ENCODER_IDS[:num_slots], "encode")
         hidden = architecture.head(executor.fixed(), "encoder", hidden)
@@ -131,6 +138,21 @@ def test_steps_give_the_logits_of_passes(folders, family, format, num_slots):
     # float32 sums in another order, over a few layers
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
     assert stepped.lengths == cache.lengths == (3 + NUM_STEPS,) * num_slots
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_steps_over_an_int8_cache_give_about_the_logits_of_passes(folders, family):
+    model = _on_cpu(folders[family], INT8, "int8")
+    token_ids = _random_ids(3)
+    expected, cache = _logits_of_passes(*model, token_ids, 3)
+    logits, stepped = _logits_of_steps(*model, token_ids, 3)
+    exact, _ = _logits_of_passes(*_on_cpu(folders[family], INT8), token_ids, 3)
+    # A component that lies between two integers may go to either; far less than what rounding
+    # itself does.
+    assert (logits - expected).norm() / expected.norm() < 1e-3
+    assert 1e-4 < (expected - exact).norm() / exact.norm() < 0.02
+    assert stepped.lengths == cache.lengths == (3 + NUM_STEPS,) * 3
 
 
 def _tokens_of_loop(architecture, executor, num_slots, chances=(), suppressed=None, ending_ids=()):
@@ -228,7 +250,7 @@ def _gpu_plan(parts, share):
     return plan(int(least + share * (most - least)))
 
 
-def _on_gpu(folder, share, format=INT8):
+def _on_gpu(folder, share, format=INT8, kv_cache="none"):
     from martlet.memory.streamed import StreamedExecutor
 
     store = open_store(folder)
@@ -237,6 +259,7 @@ def _on_gpu(folder, share, format=INT8):
     device = torch.device("cuda", torch.cuda.current_device())
     source = FolderSource(store, device, _quantized(architecture, format))
     plan = _gpu_plan(parts, share)
+    plan = replace(plan, demand=replace(plan.demand, kv_cache=kv_cache))
     return architecture, StreamedExecutor(plan, parts, source, device, torch.float16)
 
 
@@ -270,6 +293,23 @@ def test_steps_on_a_gpu_give_the_same_bits_wherever_weights_live(
     assert torch.equal(logits[0], logits[2])
     assert tokens[0] == tokens[1] == tokens[2]
     assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_an_int8_cache_is_the_same_wherever_weights_live_and_about_that_of_the_cpu(folders, family):
+    token_ids = _random_ids(3)
+    logits, tokens = [], []
+    for share in SHARES.values():
+        model = _on_gpu(folders[family], share, INT8, "int8")
+        logits.append(_logits_of_steps(*model, token_ids, 3)[0])
+        tokens.append(_tokens_of_loop(*model, 3)[:2])
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    assert tokens[0] == tokens[1] == tokens[2]
+    expected, _ = _logits_of_passes(*_on_cpu(folders[family], INT8, "int8"), token_ids, 3)
+    assert (logits[0].cpu() - expected).norm() / expected.norm() < 0.02
 
 
 @pytest.mark.gpu

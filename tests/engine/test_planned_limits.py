@@ -17,6 +17,7 @@ from martlet.engine.planned_limits import (
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
 from martlet.models.config import load_architecture
+from martlet.quantization.kv_form import KV_FORMS
 
 MIB = 1 << 20
 BLOCKS = [
@@ -78,6 +79,32 @@ def test_the_plan_pays_for_the_caches_of_all_slots(tiny_cpm1, tiny_cpm2):
             7, 40, encoder_tokens, planned.dtype
         )
         assert planned.limits == BatchLimits(7, 40, encoder_tokens or None)
+
+
+def test_an_int8_cache_leaves_room_for_more_texts(make_model):
+    config = {"n_embd": 512, "n_head": 4, "n_layer": 8, "n_positions": 4096}
+    folder = make_model("cpm1", config=config)
+    options = {"slots": "auto", "context": 4096}
+    plans = {
+        form: plan_for_card(folder, _card("1200MiB"), kv_cache=form, **options) for form in KV_FORMS
+    }
+    demands = {form: plan.demand for form, plan in plans.items()}
+    architecture = ModelFolder(folder).architecture
+    for form, demand in demands.items():
+        assert demand.kv_cache == form == plans[form].to_dict()["kv_cache"]
+        assert demand.kv_cache_bytes == architecture.cache_bytes(
+            demand.num_texts, 4096, 0, torch.float16, form
+        )
+    assert demands["int8"].num_texts == 2 * demands["none"].num_texts
+    # float16 against a byte for each component and two for a vector of 128
+    assert demands["int8"].kv_cache_bytes * 256 == demands["none"].kv_cache_bytes * 260
+    # A pass needs a layer's keys and values as floats.
+    assert demands["int8"].workspace_bytes > demands["none"].workspace_bytes
+
+
+def test_a_form_of_the_cache_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="kv_cache is 'int4'; it must be none or int8"):
+        LoadOptions(kv_cache="int4")
 
 
 def test_a_loaded_model_tells_the_limits_that_were_planned(tiny_cpm1, tiny_cpm2):

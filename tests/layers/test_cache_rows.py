@@ -4,12 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.quantization.kv_form import KVForm
+from martlet.quantization.vectors import parts_of, quantize_vectors
 
 LIKE = torch.zeros(1)
 
 
-def _cache(num_slots: int, max_encoder_tokens: int | None = None) -> KVCache:
-    return KVCache(KVShape(2, num_slots, 3, 24, 40, max_encoder_tokens, 6), LIKE)
+def _cache(num_slots: int, max_encoder_tokens: int | None = None, form: KVForm = "none") -> KVCache:
+    return KVCache(KVShape(2, num_slots, 3, 24, 40, max_encoder_tokens, 6, form), LIKE)
 
 
 def _new(num_rows: int, num_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +99,37 @@ def test_rows_have_no_room_but_that_of_their_cache() -> None:
     cache = _cache(2, 0)
     with pytest.raises(AssertionError, match="without room"):
         cache.rows([0]).set_encoder_output(torch.zeros(1, 3, 6), [3])
+
+
+def test_rows_of_an_int8_cache_write_into_their_slots_and_no_others() -> None:
+    cache = _cache(4, 9, "int8")
+    for slots, counts in (([3, 1], [5, 2]), ([0, 1, 2, 3], [3, 3, 1, 3]), ([2, 0], [1, 1])):
+        rows = cache.rows(slots)
+        before = [part.clone() for part in parts_of(cache._memory.self_attention)]
+        keys, values = _new(len(slots), max(counts), sum(slots))
+        starts = rows.lengths
+        rows.append(1, keys, values, counts)
+        rows.advance(counts)
+        fresh = quantize_vectors(torch.stack((keys, values)))
+        for part, new, want in zip(
+            parts_of(cache._memory.self_attention), parts_of(fresh), before, strict=True
+        ):
+            for row, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
+                want[:, 1, slot, :, start : start + count] = new[:, row, :, :count]
+            assert torch.equal(part, want)
+
+
+def test_a_wiped_slot_of_an_int8_cache_holds_zeros() -> None:
+    cache = _cache(3, 4, "int8")
+    keys, values = _new(3, 5, 0)
+    keys[1] = torch.nan
+    cache.append(0, keys, values, [5, 5, 5])
+    cache.advance([5, 5, 5])
+    assert cache._memory.self_attention.scale.isnan().any()
+    cache.wipe(1)
+    assert cache.lengths == (5, 0, 5)
+    assert not any(part.any() for part in parts_of(cache.row(0, 1, 24)[0]))
+    assert torch.equal(cache.row(0, 2, 5)[0].data[0], quantize_vectors(keys[2]).data)
 
 
 def test_a_wiped_slot_holds_zeros_and_its_neighbours_what_they_did() -> None:

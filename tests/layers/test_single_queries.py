@@ -5,6 +5,7 @@ from martlet.kernels import reference
 from martlet.layers.attention import Heads, Pass, causal_bias, self_attention
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.single_queries import are_few, attend_each
+from martlet.quantization.kv_form import KV_FORMS
 
 
 def _random(*shape: int, seed: int) -> torch.Tensor:
@@ -42,11 +43,12 @@ def test_each_query_gathers_from_its_own_first_keys(bias_rows, num_kv_heads):
     assert not mixed[2, :, 1].any()  # padding
 
 
-def test_a_row_beside_longer_ones_has_the_bits_that_it_has_alone():
+@pytest.mark.parametrize("form", KV_FORMS)
+def test_a_row_beside_longer_ones_has_the_bits_that_it_has_alone(form):
     heads = Heads(2, 2, 16, 0.25)
     lengths = [3, 30, 17]
     parts = [_random(3, 1, 32, seed=seed) for seed in range(3)]
-    cache = KVCache(KVShape(1, 3, 2, 16, 40), torch.zeros(1))
+    cache = KVCache(KVShape(1, 3, 2, 16, 40, form=form), torch.zeros(1))
     old = [_random(3, 2, 30, 16, seed=seed) for seed in (5, 6)]
     cache.append(0, *old, lengths)
     cache.advance(lengths)

@@ -15,6 +15,7 @@ from martlet.conversion.convert import convert
 from martlet.layers.kv_cache import KVCache
 from martlet.models.architecture import FIXED, Architecture, Stack, Weights
 from martlet.models.config import load_architecture
+from martlet.quantization.kv_form import KVForm
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,18 @@ class Model:
             hidden = self.architecture.block(stack, index, weights, hidden, step, cache)
         return self.architecture.head(fixed, stack, hidden)
 
-    def new_cache(self, num_slots: int, max_tokens: int, max_encoder_tokens: int = 0) -> KVCache:
+    def new_cache(
+        self,
+        num_slots: int,
+        max_tokens: int,
+        max_encoder_tokens: int = 0,
+        kv_cache: KVForm = "none",
+    ) -> KVCache:
         like = next(iter(self.blocks["decoder.0"].values()))
         assert isinstance(like, Tensor)  # a norm comes first
-        return self.architecture.new_cache(num_slots, max_tokens, like, max_encoder_tokens)
+        return self.architecture.new_cache(
+            num_slots, max_tokens, like, max_encoder_tokens, kv_cache
+        )
 
     def encode(self, token_ids: Tensor, cache: KVCache, lengths: Tensor | None = None) -> Tensor:
         hidden = self.run("encoder", token_ids, None, lengths)

@@ -73,6 +73,32 @@ def test_step_by_step_equals_the_whole_at_once(
     assert cache.lengths == (37, 37)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("cuts", [[1] * 37, [5, 1, 1, 20, 10]], ids=str)
+def test_an_int8_cache_filled_step_by_step_is_that_of_the_whole_at_once(
+    config: Mapping[str, Any], cuts: list[int], random_model: Any
+) -> None:
+    """But for components that lie between two integers: they may go to either."""
+    model = random_model(load_architecture(config))
+    token_ids = _tokens(2, 37)
+    caches = [model.new_cache(2, 40, 12 * model.architecture.has_encoder, "int8") for _ in "ab"]
+    exact_cache = model.new_cache(2, 40)
+    if model.architecture.has_encoder:
+        for each in (*caches, exact_cache):
+            model.encode(_tokens(2, 11), each)
+    whole = model.run("decoder", token_ids, caches[0])
+    parts = [model.run("decoder", part, caches[1]) for part in token_ids.split(cuts, dim=1)]
+    stepped, exact = torch.cat(parts, dim=1), model.run("decoder", token_ids, exact_cache)
+    rounding = (whole - exact).norm() / exact.norm()
+    assert 1e-3 < rounding < 0.05
+    assert (stepped - whole).norm() / whole.norm() < 0.5 * rounding
+    predicted = model.architecture.cache_bytes(
+        2, 40, 12 * model.architecture.has_encoder, torch.float32, "int8"
+    )
+    waiting_bytes = 4 * 2 * 12 * 40 * model.architecture.has_encoder
+    assert caches[0].nbytes == predicted - waiting_bytes
+
+
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_a_pass_without_a_cache_equals_one_with(
     config: Mapping[str, Any], random_model: Any
