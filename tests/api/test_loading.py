@@ -125,3 +125,28 @@ def test_the_planned_parts_of_a_gpu_are_those_of_the_loaded_format(make_model):
         tensor = next(t for t in spec.tensors if t.name.endswith("wo.weight"))
         formats[quantize] = forms.format_of(spec, tensor).name
     assert formats == {None: "int4-g32", "int8": "int8", "int4-g128": "int4-g128"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantize", ["int4", "int4-g128-asym", "int8-g64"])
+def test_a_gpu_quantises_what_it_computes_with(quantize, make_model):
+    folder = make_model("cpm1")
+    token_ids = [5, 68, 7, 800, 99, 10]
+    on_gpu, on_cpu = (
+        martlet.load(folder, device=device, quantize=quantize).logits(token_ids)
+        for device in ("cuda", "cpu")
+    )
+    # float16 activations over two layers; where two ranges are as good, either may be taken.
+    assert (on_gpu - on_cpu).norm() / on_cpu.norm() < 0.03
+
+
+@pytest.mark.gpu
+def test_int8_that_is_stored_becomes_int4_on_the_gpu_in_the_bytes_that_are_planned():
+    before_bytes = torch.cuda.memory_allocated()
+    model = martlet.load("cpm2-mini", device="cuda", quantize="int4")
+    weights_bytes = model.plan.weight_bytes("gpu") + model.plan.slots_bytes
+    # The allocator rounds up to 512 bytes.
+    assert 0 <= torch.cuda.memory_allocated() - before_bytes - weights_bytes < 1 << 20
+    score = model.score(PROSE[:10], PROSE[10:]).logprob
+    on_cpu = martlet.load("cpm2-mini", device="cpu", quantize="int4")
+    assert score == pytest.approx(on_cpu.score(PROSE[:10], PROSE[10:]).logprob, rel=0.02)

@@ -92,7 +92,7 @@ def test_a_text_of_a_batch_is_the_text_alone(models, on_device, name, is_greedy)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 def test_a_gpu_writes_beside_others_what_it_writes_alone(name, quantize):
     model = martlet.load(name, device="cuda", quantize=quantize)
     requests = [_request(model, number, is_greedy=True) for number in range(NUM_TEXTS)]
