@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_page
+import compression_plot
+import compression_tables
 import memory_plot
 import serving_tables
 
@@ -31,6 +33,9 @@ WORDS: dict[str, dict[str, str]] = json.loads(
 )
 BENCHMARK_WORDS: dict[str, dict[str, str]] = json.loads(
     (ROOT / "docs/benchmarks.json").read_text(encoding="utf-8")
+)
+COMPRESSION_WORDS: dict[str, dict[str, str]] = json.loads(
+    (ROOT / "docs/compression.json").read_text(encoding="utf-8")
 )
 
 
@@ -104,6 +109,13 @@ def render_serving(words: dict[str, str]) -> str:
     return serving_tables.render(_rows("serving"), words) or words["none"]
 
 
+def render_compression(page: str, words: dict[str, str]) -> str:
+    """What formats and methods of compression cost."""
+    folder = "../" * (page.count("/") - 1)
+    rows = _rows("compression-minis")
+    return compression_tables.render(rows, words, folder) or words["none"]
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     """Rows that may not have been measured yet."""
     return _load(name) if (RESULTS / f"{name}.json").exists() else []
@@ -115,6 +127,8 @@ def _texts() -> list[tuple[str, str, str]]:
     for page, words in BENCHMARK_WORDS.items():
         texts.append((page, "measurements", render_benchmarks(page, words)))
         texts.append((page, "serving", render_serving(words)))
+    for page, words in COMPRESSION_WORDS.items():
+        texts.append((page, "measurements", render_compression(page, words)))
     return texts
 
 
@@ -138,6 +152,9 @@ def main() -> None:
     plotted = benchmark_page.plotted(_rows("h200"))
     if sys.argv[1:] != ["--check"] and len(plotted) > 1:
         memory_plot.draw(plotted, ROOT / "docs" / benchmark_page.PLOT)
+    compressed = compression_tables.longest(_rows("compression-minis"))
+    if sys.argv[1:] != ["--check"] and compressed:
+        compression_plot.draw(compressed, ROOT / "docs" / compression_tables.PLOT)
 
 
 if __name__ == "__main__":
