@@ -5,12 +5,16 @@ import torch
 
 import martlet
 from martlet.api.loading import Card, plan_for_card
+from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
+from martlet.checkpoint.writer import StoreContents, StoreWriter
+from martlet.compression.nearest import quantize_matrix
 from martlet.compression.requantize import in_format
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loading import ModelFolder
 from martlet.hub.catalogue import resolve
 from martlet.memory.executor import ResidentExecutor
-from martlet.quantization.formats import INT4
+from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT4, INT8
 
 CPU = torch.device("cpu")
 TOKEN_IDS = [5, 68, 7, 800, 99, 10, 1100, 12]
@@ -150,3 +154,35 @@ def test_int8_that_is_stored_becomes_int4_on_the_gpu_in_the_bytes_that_are_plann
     score = model.score(PROSE[:10], PROSE[10:]).logprob
     on_cpu = martlet.load("cpm2-mini", device="cpu", quantize="int4")
     assert score == pytest.approx(on_cpu.score(PROSE[:10], PROSE[10:]).logprob, rel=0.02)
+
+
+@pytest.mark.parametrize("format", [INT8, INT4], ids=lambda format: format.name)
+def test_a_table_of_positions_that_is_integers_is_refused(tmp_path, format):
+    config = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 8, "n_embd": 32}
+    config |= {"n_layer": 1, "n_head": 2}
+    blocks = [
+        PlannedBlock(
+            spec.name,
+            spec.prefix,
+            tuple(
+                PlannedWeight(
+                    spec.prefix + tensor.name,
+                    tensor.shape,
+                    format if tensor.name.endswith("wpe.weight") else torch.float32,
+                )
+                for tensor in spec.tensors
+            ),
+        )
+        for spec in load_architecture(config).block_specs()
+    ]
+    contents = StoreContents(tuple(blocks), config, "gpt2", tokenizer=None, generation={})
+    with StoreWriter(tmp_path / "odd", contents) as writer:
+        for block in blocks:
+            for planned in block.weights:
+                weight = torch.ones(planned.shape)
+                is_table = planned.format is not None
+                writer.write_weight(
+                    planned.name, quantize_matrix(weight, format) if is_table else weight
+                )
+    with pytest.raises(martlet.ModelFileError, match=f"wpe.weight is {format.name}, which only"):
+        martlet.load(tmp_path / "odd")

@@ -64,10 +64,25 @@ def test_what_is_read_once_a_text_is_no_part_of_a_step():
     assert decode_step_bytes(fixed, blocks, once={"k.weight"}) == 4 * (3 * 4 * 2 + 6 * 4)
 
 
-def test_int8_at_load_is_recorded_as_such(tiny_cpm1):
-    options = LoadOptions(device="cpu", quantize="int8")
+@pytest.mark.parametrize(
+    ("quantize", "form"), [("int8", "int8"), ("int4", "int4-g32"), ("int8-g64", "int8-g64")]
+)
+def test_the_form_that_weights_took_at_load_is_recorded(tiny_cpm1, quantize, form):
+    options = LoadOptions(device="cpu", quantize=quantize)
     record = measure(str(tiny_cpm1), options, SMALL, "martlet bench")
-    assert record.quantize == "int8"
+    assert record.quantize == form
+
+
+def test_groups_count_with_their_scales_in_the_bytes_of_a_token(tiny_cpm1):
+    int4 = LoadOptions(device="cpu", quantize="int4")
+    record = measure(str(tiny_cpm1), int4, SMALL, "martlet bench")
+    width, inner = 32, 4 * 32
+    # (rows, inputs): half a byte a weight, two bytes for every 32 of them, four a row
+    matrices = [(3 * width, width), (width, width), (inner, width), (width, inner)]
+    matrix_bytes = sum(rows * (columns // 2 + columns // 16 + 4) for rows, columns in matrices)
+    floats = 3 * width + width + inner + width + 4 * width
+    table_bytes = 30000 * (width // 2 + width // 16 + 4)
+    assert record.weight_bytes_per_token == 2 * (matrix_bytes + 4 * floats) + table_bytes
 
 
 def test_progress_counts_all_runs(tiny_cpm1):

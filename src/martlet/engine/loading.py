@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from martlet.checkpoint.store import Store, open_store
 from martlet.device.probe import Gpu, probe_ram
@@ -43,7 +44,7 @@ from martlet.memory.plan import (
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
+from martlet.quantization.scheme import StoredWeight
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["ModelFolder", "PlannedLoad"]
@@ -291,8 +292,11 @@ def _check_tensor(
             f"{folder}: tensor {name} has the shape {tuple(weight.shape)}, config.json makes it "
             f"{spec.shape}; they do not belong together"
         )
-    if isinstance(weight, QuantizedTensor):
+    if not isinstance(weight, Tensor):
         if spec.kind == "other":
-            raise ModelFileError(f"{folder}: tensor {name} is int8, which only matrices may be")
-    elif not isinstance(weight, GroupedTensor) and not weight.is_floating_point():
+            raise ModelFileError(
+                f"{folder}: tensor {name} is {weight.format.name}, which only the matrices of "
+                "linears and embeddings may be; convert the model again"
+            )
+    elif not weight.is_floating_point():
         raise ModelFileError(f"{folder}: tensor {name} has the type {weight.dtype}, not a float")
