@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (PlannedBlock("fixed", "", planned),),
         {"model_type": "t5"},
         "t5",
-        compression={"method": "rtn"},
+        compression={"method": "nearest"},
     )
     with StoreWriter(folder, contents) as writer:
         for name, weight in weights().items():
@@ -123,7 +123,7 @@ def test_the_manifest_is_this_object(folder: Path) -> None:
     ]
     assert (manifest["format_version"], manifest["quantize"]) == (2, "int4")
     assert manifest["formats"] == FORMATS
-    assert manifest["compression"] == {"method": "rtn"}
+    assert manifest["compression"] == {"method": "nearest"}
     assert manifest["blocks"][0]["tensors"] == list(TENSORS)
 
 

@@ -60,7 +60,7 @@ def test_matrices_are_rounded_to_nearest_with_ranges_searched(source, tmp_path, 
             assert weight.ndim == 1 or key == "transformer.wpe.weight"
             assert torch.equal(after[key], weight)
     store = open_store(tmp_path / "out")
-    assert store.manifest.compression == {"method": "rtn", "recipe": {"default": format.name}}
+    assert store.manifest.compression == {"method": "nearest", "recipe": {"default": format.name}}
     bits = 8 * sum(w.nbytes for w in after.values()) / sum(w.numel() for w in before.values())
     assert report.bits_per_weight == pytest.approx(bits)
     store.verify()
@@ -98,9 +98,9 @@ def test_integers_are_rounded_again_where_fewer_bytes_are_asked_for(source, tmp_
     )
     assert same(four[QUERY], expected)
     assert open_store(tmp_path / "int4").manifest.compression == {
-        "method": "rtn",
+        "method": "nearest",
         "recipe": {"default": "int4-g128"},
-        "from": {"method": "rtn", "recipe": {"default": "int8"}},
+        "from": {"method": "nearest", "recipe": {"default": "int8"}},
     }
 
 

@@ -212,7 +212,7 @@ class _Target:
             for weight in block.weights
         )
         if self.recipe is not None and is_rounded:
-            account = {"method": "rtn", "recipe": self.recipe.to_json()}
+            account = {"method": "nearest", "recipe": self.recipe.to_json()}
             return {**account, "from": before} if before else account
         return {} if self.to_floats else before
 
