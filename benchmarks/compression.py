@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def main() -> None:
     ]
     args.work.mkdir(parents=True, exist_ok=True)
     data = args.work / "training-books.txt"
-    data.write_text(_opening(chapters["train"], args.calibration_characters), encoding="utf-8")
+    data.write_text(_opening(chapters["train"], args.training_characters), encoding="utf-8")
     for folder in args.folders:
         for text in texts:
             _measure(folder, text, data, args)
@@ -120,7 +121,7 @@ def _figures(result: FormatScore, device: str) -> Row:
         "device": name,
         "torch": torch.__version__,
         "commit": checkout_commit(Path(martlet.__file__).parent),
-        "command": " ".join(["python", *(_public(argument) for argument in sys.argv)]),
+        "command": shlex.join(["python", *(_public(argument) for argument in sys.argv)]),
     }
 
 
@@ -163,8 +164,13 @@ def _arguments() -> argparse.Namespace:
         "groups of 32 and 128, with and without zeros, by default",
     )
     parser.add_argument("--characters", type=int, default=60_000, help=f"of {TEST_BOOKS} together")
-    parser.add_argument("--calibration-characters", type=int, default=400_000)
-    parser.add_argument("--iterations", type=int, help="of adapting; the command's own by default")
+    parser.add_argument(
+        "--training-characters", type=int, default=2_000_000, help="to calibrate and train on"
+    )
+    parser.add_argument(
+        "--quantize-options", default="", help='for martlet quantize: "--samples 64"'
+    )
+    parser.add_argument("--adapt-options", default="", help='for martlet adapt: "--iterations 9"')
     parser.add_argument("--work", type=Path, default=Path("compressed"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

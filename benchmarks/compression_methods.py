@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -72,11 +73,11 @@ def compressed_folder(folder: Path, recipe: Recipe, data: Path, args: Namespace)
     if recipe.method == "adapted":
         start = compressed_folder(folder, Recipe(recipe.format, _ADAPTED_FROM), data, args)
         command = ["adapt", start, made, "--teacher", folder, "--data", data]
-        if args.iterations is not None:
-            command += ["--iterations", args.iterations]
+        command += shlex.split(args.adapt_options)
     else:
         command = ["quantize", folder, made, "--method", recipe.method]
         command += [*recipe.arguments, "--calibration", data]
+        command += shlex.split(args.quantize_options)
     # In a process of its own: its memory is given back whole, and its progress is its own.
     arguments = [sys.executable, "-m", "martlet", *map(str, command), "--device", args.device]
     subprocess.run(arguments, check=True)

@@ -24,8 +24,8 @@ from martlet.errors import DiskFullError
 __all__ = ["Comparison", "Divergence", "Reference"]
 
 _MAX_FILE_BYTES = 1 << 30
-# Rows in float64 at a time: 64 of a vocabulary of 50 k are 26 MB.
-_ROWS_AT_ONCE = 64
+# Logits in float64 at a time, 8 MiB: under a budget of memory there is little to spare for this.
+_ELEMENTS_AT_ONCE = 1 << 20
 # The logarithm of a probability that counts as nothing; float16 reaches it.
 _NEVER = -6e4
 
@@ -91,9 +91,9 @@ class Reference:
         rows = logits[-self._num_seen % self._stride :: self._stride]
         self._num_seen += logits.shape[0]
         self._likeliest.append(rows.argmax(dim=1).cpu())
-        for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
-            piece = rows[start : start + _ROWS_AT_ONCE].to(torch.float32).log_softmax(dim=1)
-            self._write(piece.clamp(min=_NEVER).to(torch.float16).cpu())
+        for piece in torch.split(rows, _rows_at_once(self._vocab_size)):
+            logs = piece.to(torch.float32).log_softmax(dim=1)
+            self._write(logs.clamp_(min=_NEVER).to(torch.float16).cpu())
 
     def comparison(self) -> Comparison:
         """A new comparison with these predictions, which are complete."""
@@ -152,8 +152,8 @@ class Comparison:
         if logits.shape[1] != self._kept.vocab_size or self._num_seen > self._kept.num_tokens:
             self._is_alike = False
         if self._is_alike:
-            for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
-                self._compare(rows[start : start + _ROWS_AT_ONCE])
+            for piece in torch.split(rows, _rows_at_once(self._kept.vocab_size)):
+                self._compare(piece)
 
     def measured(self) -> Divergence | None:
         """The distance; None where the predictions were of another number or vocabulary."""
@@ -165,6 +165,8 @@ class Comparison:
     def _compare(self, rows: Tensor) -> None:
         """Compare predictions that were kept of the reference too: (n, vocab_size)."""
         num_rows, vocab_size = rows.shape
+        if not num_rows:
+            return
         raw = self._file.read(num_rows * vocab_size * 2)
         kept = np.frombuffer(raw, dtype=np.float16).reshape(num_rows, vocab_size)
         reference = torch.from_numpy(kept.astype(np.float64)).to(rows.device).log_softmax(dim=1)
@@ -175,3 +177,7 @@ class Comparison:
         self._nats += float(nats.sum())
         self._num_agreed += int((rows.argmax(dim=1).cpu() == likeliest).sum())
         self._num_compared += num_rows
+
+
+def _rows_at_once(vocab_size: int) -> int:
+    return max(1, _ELEMENTS_AT_ONCE // vocab_size)
