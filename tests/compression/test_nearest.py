@@ -24,7 +24,8 @@ def test_a_format_with_groups_gives_groups_and_a_search_lowers_their_error(name)
     expected = quantize_groups(WEIGHT, format, candidates=SEARCHED_RANGES)
     assert torch.equal(searched.dequantize(), expected.dequantize())
     errors = [float((q.dequantize() - WEIGHT).square().sum()) for q in (plain, searched)]
-    assert errors[1] < errors[0]
+    # Steps of 8 bits are so small that the whole range is the best one.
+    assert errors[1] < errors[0] if format.bits == 4 else errors[1] <= errors[0]
 
 
 @pytest.mark.parametrize("name", ["int8", "int4-g32"])
