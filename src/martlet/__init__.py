@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from martlet import errors as errors
 
 if TYPE_CHECKING:
+    from martlet.api.adapting import AdaptationReport as AdaptationReport
+    from martlet.api.adapting import adapt as adapt
+    from martlet.api.adapting_options import AdaptationOptions as AdaptationOptions
     from martlet.api.compressing import CompressionReport as CompressionReport
     from martlet.api.compressing import quantize as quantize
     from martlet.api.loading import load as load
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptationOptions",
+    "AdaptationReport",
     "Blank",
     "CapacityError",
     "CompressionReport",
@@ -60,6 +65,7 @@ __all__ = [
     "UsageError",
     "VocabularyError",
     "__version__",
+    "adapt",
     "convert",
     "errors",
     "list_models",
@@ -69,11 +75,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AdaptationOptions": "martlet.api.adapting_options",
+    "AdaptationReport": "martlet.api.adapting",
     "Blank": "martlet.engine.fill",
     "CompressionReport": "martlet.api.compressing",
     "Fill": "martlet.engine.fill",
     "Model": "martlet.api.model",
     "Plan": "martlet.memory.plan",
+    "adapt": "martlet.api.adapting",
     "convert": "martlet.conversion.convert",
     "list_models": "martlet.hub.catalogue",
     "load": "martlet.api.loading",

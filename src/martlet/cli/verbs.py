@@ -34,6 +34,7 @@ VERBS = {
     "perplexity": "Measure how well a model predicts a text.",
     "convert": "Convert a published checkpoint into a model folder.",
     "quantize": "Compress a model to 4 or 8 bits, calibrated on a text.",
+    "adapt": "Train back into a compressed model what it has lost.",
     "doctor": "Check what this machine has and whether everything is in order.",
     "tour": "See the three bundled models at work.",
 }

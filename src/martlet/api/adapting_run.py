@@ -1,0 +1,219 @@
+"""What ``martlet.adapt`` does with its arguments, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from martlet import __version__
+from martlet.api.adapting_options import AdaptationOptions
+from martlet.api.adapting_place import AdaptationPlace
+from martlet.api.compressing import quantize
+from martlet.checkpoint.planned import PlannedBlock
+from martlet.checkpoint.store import Store
+from martlet.checkpoint.writer import StoreContents, StoreWriter
+from martlet.compression.adaptation import AdaptationResult, adapt_blocks
+from martlet.compression.adaptation_task import AdaptationTask
+from martlet.compression.training_files import TrainingFiles
+from martlet.compression.walk import Sample
+from martlet.compression.work_folder import WorkFolder
+from martlet.engine.loading import ModelFolder
+from martlet.engine.sample_texts import SampleForm, sample_text
+from martlet.engine.text_file import TextFile, read_text_file
+from martlet.errors import UsageError, VocabularyError
+from martlet.hub.catalogue import resolve
+from martlet.tokenizers.load import check_vocabulary, load_tokenizer
+
+__all__ = ["AdaptationRun", "Progress"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (work done, work in all, what is being done)."""
+
+
+@dataclass(frozen=True)
+class AdaptationRun:
+    """What is to be done; tells whether work that is there is part of it, and ends it."""
+
+    model: ModelFolder
+    teacher: ModelFolder
+    format: str | None
+    destination: Path
+    options: AdaptationOptions
+    text: TextFile
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        teacher: str | Path | None,
+        format: str | None,
+        destination: Path,
+        options: AdaptationOptions,
+        data: Path,
+    ) -> AdaptationRun:
+        """Both models and the text, checked."""
+        folder = ModelFolder(resolve(model))
+        is_float = folder.store.quantize == "none"
+        if is_float and format is None:
+            raise UsageError(
+                f"{model} has float weights, there is nothing to adapt; give --format to round "
+                "it first, or a model that martlet quantize has made"
+            )
+        if not is_float and (format is not None or teacher is None):
+            raise UsageError(
+                f"{model} has {folder.store.quantize} weights; give the float model that it was "
+                "made of as --teacher, and no --format"
+            )
+        floats = folder if teacher is None else ModelFolder(resolve(teacher))
+        _check_pair(folder, floats)
+        text = read_text_file(data, "the training text")
+        return cls(
+            folder, floats, format, destination, options, text, _samples(floats, text, options)
+        )
+
+    def fingerprint(self, device: str) -> dict[str, Any]:
+        """All that decides about the result."""
+        return {
+            "version": __version__,
+            "model": _digests(self.model.store),
+            "teacher": _digests(self.teacher.store),
+            "format": self.format,
+            "text": self.text.sha256,
+            "options": asdict(self.options),
+            "device": device,
+            "torch": torch.__version__,
+        }
+
+    def compressed(
+        self, work: WorkFolder, device: str, memory: tuple[str | int | None, str | int | None]
+    ) -> ModelFolder:
+        """The model to adapt; a float one is rounded first."""
+        if self.format is None:
+            return self.model
+        rounded = work.path / "rounded"
+        if not rounded.is_dir():
+            quantize(
+                self.model.store.folder,
+                rounded,
+                method="nearest",
+                format=self.format,
+                gpu_memory=memory[0],
+                ram=memory[1],
+                device=device,
+            )
+        return ModelFolder(rounded)
+
+    def train(
+        self,
+        student: ModelFolder,
+        place: AdaptationPlace,
+        work: WorkFolder,
+        progress: Progress | None,
+    ) -> AdaptationResult:
+        """The adapted weights."""
+        settings = self.options.settings(len(self.samples), place.max_trained_bytes)
+
+        def release() -> None:
+            self.teacher.store.forget()
+            student.store.forget()
+
+        with place.held() as placement:
+            task = AdaptationTask(
+                student.architecture,
+                student.store,
+                self.teacher.store,
+                self.samples,
+                placement,
+                settings,
+                TrainingFiles(work),
+                place.is_resident,
+                release,
+            )
+            return adapt_blocks(task, progress or (lambda done, total, what: None))
+
+    def write(self, student: ModelFolder, result: AdaptationResult, overwrite: bool) -> int:
+        """The destination, in the formats of the student; bytes of its weights."""
+        store = student.store
+        tokenizer = store.tokenizer
+        assert tokenizer is not None
+        specs = student.architecture.block_specs()
+        contents = StoreContents(
+            blocks=tuple(
+                PlannedBlock(spec.name, spec.prefix, store.block_weights(spec.name))
+                for spec in specs
+            ),
+            config=store.config,
+            family=store.family,
+            tokenizer=(tokenizer.kind, {name: store.folder / name for name in tokenizer.files}),
+            generation=store.generation,
+            compression={**store.manifest.compression, "adaptation": self._facts(result)},
+        )
+        with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
+            for spec in specs:
+                weights = result.block(spec.name)
+                for tensor in spec.tensors:
+                    writer.write_weight(spec.prefix + tensor.name, weights[tensor.name])
+        return writer.size_bytes
+
+    def _facts(self, result: AdaptationResult) -> dict[str, Any]:
+        """Where the weights come from, for people."""
+        return {
+            "kept": result.kept,
+            "iterations": result.iterations,
+            "block_iterations": self.options.block_iterations,
+            "loss_before": result.loss_start,
+            "loss_after": result.loss_end,
+            "text": {"file": self.text.path.name, "sha256": self.text.sha256},
+            "samples": len(self.samples),
+            "sample_tokens": self.options.sample_tokens,
+            "seed": self.options.seed,
+            "martlet": __version__,
+        }
+
+
+def _digests(store: Store) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in store.manifest.files.items()}
+
+
+def _check_pair(model: ModelFolder, teacher: ModelFolder) -> None:
+    if teacher.store.quantize != "none":
+        raise UsageError(
+            f"{teacher.store.folder} has {teacher.store.quantize} weights; the teacher must be a "
+            "float model"
+        )
+    own, theirs = model.architecture.block_specs(), teacher.architecture.block_specs()
+    if own != theirs or model.store.family != teacher.store.family:
+        raise UsageError(
+            f"{model.store.folder} ({model.store.family}, {len(own)} blocks) and "
+            f"{teacher.store.folder} ({teacher.store.family}, {len(theirs)} blocks) have not the "
+            "same tensors; the teacher must be the float model that the other was made of"
+        )
+
+
+def _samples(folder: ModelFolder, text: TextFile, options: AdaptationOptions) -> tuple[Sample, ...]:
+    entry = folder.store.tokenizer
+    if entry is None:
+        raise VocabularyError(
+            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
+        )
+    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
+    check_vocabulary(tokenizer, folder.architecture.vocab_size)
+    form = SampleForm(
+        folder.store.family,
+        tokenizer,
+        folder.architecture.max_positions,
+        folder.max_input_tokens,
+    )
+    samples = sample_text(
+        form,
+        text.text,
+        num_samples=options.samples,
+        sample_tokens=options.sample_tokens,
+        seed=options.seed,
+    )
+    return options.arranged(samples)

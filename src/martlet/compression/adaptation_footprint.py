@@ -1,0 +1,121 @@
+"""How much memory adapting a model takes; pure arithmetic, done before the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from martlet.checkpoint.planned import PlannedWeight
+from martlet.compression.teacher import row_chunks
+from martlet.compression.walk import Sample, batches_of
+from martlet.models.architecture import FIXED, Architecture, BlockSpec
+
+__all__ = ["AdaptationFootprint", "adaptation_footprint"]
+
+_FLOAT_BYTES = 4
+# Of a trained integer: its level, the gradient, two moments.
+_LEVEL_BYTES = 4 * _FLOAT_BYTES
+# Of a small number: itself, its two moments, the best state.
+_NUMBER_COPIES = 4
+# Widths of all matrices of a block that the way back keeps for a token, and what it makes of them.
+_ACTIVATION_COPIES = 3
+# Of logits in float32: themselves, with the probable ones taken out, gradients of both.
+_LOGIT_COPIES = 5
+# Of a matrix while its gradient is divided among its numbers, some rows at a time.
+_DIVIDING_BYTES = 4 * (1 << 24) * _FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class AdaptationFootprint:
+    """Memory beside the program itself.
+
+    ``running_bytes`` is on the device whatever is trained there, ``smallest_levels_bytes`` what
+    the integers of the largest matrix take besides, ``all_levels_bytes`` those of a whole block.
+    ``model_bytes`` (the student, its numbers, all hidden states) lies on the device where there is
+    room, else in main memory.
+    """
+
+    running_bytes: int
+    smallest_levels_bytes: int
+    all_levels_bytes: int
+    model_bytes: int
+
+
+def adaptation_footprint(
+    architecture: Architecture,
+    student: Mapping[str, Sequence[PlannedWeight]],
+    samples: Sequence[Sample],
+    rows_at_once: int,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> AdaptationFootprint:
+    """For a student whose blocks have these weights."""
+    specs = architecture.block_specs()
+    blocks = [spec for spec in specs if spec.name != FIXED]
+    tokens, kept_tokens = _tokens(architecture, samples, rows_at_once)
+    width = _width(architecture, specs)
+    fixed = _numel(next(spec for spec in specs if spec.name == FIXED)) * dtype.itemsize
+    running = max(
+        2 * _numel(spec) * dtype.itemsize + _activation_bytes(spec, tokens, dtype)
+        for spec in blocks
+    )
+    chunk = max(stop - start for start, stop in row_chunks(tokens, architecture.vocab_size))
+    head = _LOGIT_COPIES * chunk * architecture.vocab_size * _FLOAT_BYTES
+    matrices = [_matrices(spec) for spec in blocks]
+    weights = [weight for own in student.values() for weight in own]
+    numbers = sum(_num_numbers(weight) for weight in weights) * _NUMBER_COPIES * _FLOAT_BYTES
+    # Of all samples: both models' states, the block's outputs, the encoder's output of both; and
+    # what every block reads in one iteration from end to end.
+    stacks = 1 + architecture.has_encoder
+    per_sample = -(-kept_tokens // len(samples))
+    states = (3 + 2 * (stacks - 1)) * kept_tokens + len(blocks) * batch_size * per_sample
+    return AdaptationFootprint(
+        running_bytes=2 * fixed + max(running, head) + _DIVIDING_BYTES,
+        smallest_levels_bytes=max(map(max, matrices)) * _LEVEL_BYTES,
+        all_levels_bytes=max(map(sum, matrices)) * _LEVEL_BYTES,
+        model_bytes=2 * sum(weight.nbytes for weight in weights)
+        + numbers
+        + states * width * dtype.itemsize,
+    )
+
+
+def _numel(spec: BlockSpec) -> int:
+    return sum(math.prod(tensor.shape) for tensor in spec.tensors)
+
+
+def _matrices(spec: BlockSpec) -> list[int]:
+    return [math.prod(tensor.shape) for tensor in spec.tensors if tensor.kind != "other"]
+
+
+def _num_numbers(weight: PlannedWeight) -> int:
+    """Scales and zeros, or the elements of a vector."""
+    if weight.format is None:
+        return weight.numel if len(weight.shape) == 1 else 0
+    rows, columns = weight.shape
+    groups = -(-columns // (weight.format.group_size or columns))
+    return rows * groups * (1 + weight.format.has_zeros)
+
+
+def _width(architecture: Architecture, specs: Sequence[BlockSpec]) -> int:
+    (name,) = architecture.head_input().consumers
+    fixed = next(spec for spec in specs if spec.name == FIXED)
+    return next(tensor.shape[1] for tensor in fixed.tensors if tensor.name == name)
+
+
+def _activation_bytes(spec: BlockSpec, tokens: int, dtype: torch.dtype) -> int:
+    widths = sum(sum(tensor.shape) for tensor in spec.tensors if tensor.kind == "linear")
+    return _ACTIVATION_COPIES * tokens * widths * dtype.itemsize
+
+
+def _tokens(
+    architecture: Architecture, samples: Sequence[Sample], rows_at_once: int
+) -> tuple[int, int]:
+    """Padded tokens of the largest batch, and of all batches, of the longer stack."""
+    batches = batches_of(samples, rows_at_once)
+    sizes = [[len(b.samples) * max(b.counts("decoder")) for b in batches]]
+    if architecture.has_encoder:
+        sizes.append([len(b.samples) * max(b.counts("encoder")) for b in batches])
+    return max(map(max, sizes)), max(map(sum, sizes))
