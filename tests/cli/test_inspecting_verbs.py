@@ -50,6 +50,17 @@ def test_show_tells_the_shares_of_formats_and_how_they_came_to_be(martlet, tiny_
     assert 'recipe: {"default": "int4-g64-asym", "embedding": "int8"}' in shown
 
 
+def test_a_plan_counts_the_bytes_of_an_int8_cache(martlet, tiny_cpm2):
+    arguments = ("plan", tiny_cpm2, "--slots", "16", "--device", "cpu")
+    floats = json.loads(martlet(*arguments, "--json").stdout)
+    int8 = json.loads(martlet(*arguments, "--kv-cache", "int8", "--json").stdout)
+    assert (floats["kv_cache"], int8["kv_cache"]) == ("none", "int8")
+    # float32, and heads of 16: a byte each and two for the scale
+    assert int8["kv_cache_bytes"] < 0.4 * floats["kv_cache_bytes"]
+    assert "KV cache int8 of 16 x" in martlet(*arguments, "--kv-cache", "int8").stdout
+    assert "KV cache of 16 x" in martlet(*arguments).stdout
+
+
 def test_show_for_people_has_the_same_numbers(martlet, tiny_cpm2):
     facts = json.loads(martlet("show", tiny_cpm2, "--json").stdout)
     shown = martlet("show", tiny_cpm2).stdout

@@ -163,6 +163,18 @@ def test_bench_measures_a_shape_without_any_weights(martlet, tiny_shape):
     assert row["encode_seconds"] > 0
 
 
+def test_bench_measures_with_an_int8_cache(martlet, tiny_shape, tiny_cpm1):
+    lengths = ("--prompt-tokens", "8", "--max-tokens", "4", "--repetitions", "1")
+    place = ("--device", "cpu", "--kv-cache", "int8")
+    for model in (("--shape", tiny_shape), (tiny_cpm1,)):
+        done = martlet("bench", *model, *place, *lengths, "--json")
+        (row,) = json.loads(done.stdout)
+        assert row["kv_cache"] == "int8"
+        assert row["decode_tokens_per_second"] > 0
+    done = martlet("bench", tiny_cpm1, *place, *lengths)
+    assert "KV cache int8" in done.stdout
+
+
 def test_bench_shows_a_shape_to_people(martlet, tiny_shape):
     done = martlet(
         "bench", "--shape", tiny_shape, "--device", "cpu", "--prompt-tokens", "8",

@@ -31,6 +31,17 @@ def test_what_is_wrong_is_told_before_anything_starts(martlet, arguments, code, 
     assert "two words" not in done.stderr
 
 
+@pytest.mark.parametrize("flags", [(), ("--kv-cache", "int8")])
+def test_the_form_of_the_cache_reaches_the_processes_of_the_models(martlet, monkeypatch, flags):
+    served = []
+    monkeypatch.setattr("martlet.server.run.serve", lambda settings, _: served.append(settings))
+    done = martlet("serve", "cpm1-mini", "--port", "0", *flags)
+    assert done.code == 0
+    (settings,) = served
+    (model,) = settings.models
+    assert model.options["kv_cache"] == (flags[1] if flags else "none")
+
+
 def test_a_port_that_is_taken_is_one_line(martlet):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
