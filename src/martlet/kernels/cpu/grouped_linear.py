@@ -88,7 +88,7 @@ def _is_plain(weight: GroupedTensor) -> bool:
     tensors = (weight.data, weight.scale, weight.row_scale, weight.zero)
     types = (weight.scale.dtype, weight.row_scale.dtype)
     return types == (torch.float16, torch.float32) and all(
-        tensor is None or tensor.is_contiguous() for tensor in tensors
+        tensor is None or (tensor.is_cpu and tensor.is_contiguous()) for tensor in tensors
     )
 
 

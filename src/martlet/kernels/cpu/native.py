@@ -52,8 +52,12 @@ def load_native(name: str) -> tuple[ctypes.CDLL, str]:
     compiler = find_compiler()
     if compiler is None:
         return load_packaged(name), "library that came with the package"
-    source = (files("martlet.kernels.cpu") / f"{name}.c").read_text(encoding="utf-8")
-    return open_library(_compiled(source, compiler), name), f"compiled by {compiler}"
+    try:
+        source = (files("martlet.kernels.cpu") / f"{name}.c").read_text(encoding="utf-8")
+        code = _compiled(source, compiler)
+    except OSError as error:
+        raise NativeError(f"{compiler} could not be run: {error}") from error
+    return open_library(code, name), f"compiled by {compiler}"
 
 
 def find_compiler() -> str | None:
@@ -88,8 +92,6 @@ def _compile(source: str, compiler: str) -> bytes:
         raise NativeError(f"{compiler} failed: {first}") from error
     except subprocess.TimeoutExpired as error:
         raise NativeError(f"{compiler} took longer than {_TIMEOUT_SECONDS} s") from error
-    except OSError as error:
-        raise NativeError(f"{compiler} could not be run: {error}") from error
 
 
 def open_library(code: bytes, name: str) -> ctypes.CDLL:
