@@ -14,6 +14,7 @@ from typing import Any
 import benchmark_page
 import compression_plot
 import compression_tables
+import kv_cache_tables
 import memory_plot
 import serving_tables
 
@@ -116,6 +117,11 @@ def render_compression(page: str, words: dict[str, str]) -> str:
     return compression_tables.render(rows, words, folder) or words["none"]
 
 
+def render_kv_cache(words: dict[str, str]) -> str:
+    """What an int8 cache of keys and values costs."""
+    return kv_cache_tables.render(_rows("kv-cache"), words) or words["none"]
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     """Rows that may not have been measured yet."""
     return _load(name) if (RESULTS / f"{name}.json").exists() else []
@@ -129,6 +135,7 @@ def _texts() -> list[tuple[str, str, str]]:
         texts.append((page, "serving", render_serving(words)))
     for page, words in COMPRESSION_WORDS.items():
         texts.append((page, "measurements", render_compression(page, words)))
+        texts.append((page, "kv-cache", render_kv_cache(words)))
     return texts
 
 

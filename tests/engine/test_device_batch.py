@@ -92,9 +92,12 @@ def test_a_text_of_a_batch_is_the_text_alone(models, on_device, name, is_greedy)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
-def test_a_gpu_writes_beside_others_what_it_writes_alone(name, quantize):
-    model = martlet.load(name, device="cuda", quantize=quantize)
+@pytest.mark.parametrize(
+    ("quantize", "kv_cache"),
+    [("none", "none"), ("int8", "none"), ("int4", "none"), ("int8", "int8")],
+)
+def test_a_gpu_writes_beside_others_what_it_writes_alone(name, quantize, kv_cache):
+    model = martlet.load(name, device="cuda", quantize=quantize, kv_cache=kv_cache)
     requests = [_request(model, number, is_greedy=True) for number in range(NUM_TEXTS)]
     events = _together(model, requests)
     # Products over other numbers of rows are summed in another order: a token may change where two
