@@ -36,6 +36,9 @@ STORY = ROOT / "benchmarks/texts/kong-yiji.txt"
 sys.path.insert(0, str(ROOT / "training"))
 from corpus import TEST_BOOKS, Chapter, read_corpus, split  # noqa: E402
 
+# Of what is loaded now; the checkout may change while this runs.
+COMMIT = checkout_commit(Path(martlet.__file__).parent)
+
 Row = dict[str, Any]
 KEY = ("model", "format", "method", "text", "characters", "device_kind")
 
@@ -120,7 +123,7 @@ def _figures(result: FormatScore, device: str) -> Row:
         "compared_tokens": divergence.num_tokens,
         "device": name,
         "torch": torch.__version__,
-        "commit": checkout_commit(Path(martlet.__file__).parent),
+        "commit": COMMIT,
         "command": shlex.join(["python", *(_public(argument) for argument in sys.argv)]),
     }
 
