@@ -113,7 +113,10 @@ def adapt(  # noqa: PLR0913  (the options of one command, all by keyword)
     run = AdaptationRun.open(model, teacher, format, dst, options, Path(data))
     with WorkFolder(dst, run.teacher.store.family, run.fingerprint(device)) as work:
         student = run.compressed(work, device, (gpu_memory, ram))
-        demand = Demand(student, run.samples, options.rows_at_once, options.batch_size)
+        weights = {name: student.store.block_weights(name) for name in student.store.block_names}
+        demand = Demand(
+            student.architecture, weights, run.samples, options.rows_at_once, options.batch_size
+        )
         place = choose_adaptation_place(demand, gpu_memory, ram, device)
         result = run.train(student, place, work, progress)
         nbytes = run.write(student, result, overwrite)

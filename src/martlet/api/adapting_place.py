@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from martlet.api.compressing_place import Place
+from martlet.checkpoint.planned import PlannedWeight
 from martlet.compression.adaptation_footprint import AdaptationFootprint, adaptation_footprint
 from martlet.compression.compressor import Placement
 from martlet.compression.walk import Sample
 from martlet.device.probe import probe_ram
 from martlet.device.size import format_bytes, parse_bytes
-from martlet.engine.loading import ModelFolder
 from martlet.engine.machine import capped, first_gpu, probe_gpu_state
 from martlet.errors import CapacityError, UsageError
+from martlet.models.architecture import Architecture
 
 __all__ = ["AdaptationPlace", "Demand", "choose_adaptation_place"]
 
@@ -47,19 +48,19 @@ class AdaptationPlace:
 
 @dataclass(frozen=True)
 class Demand:
-    """What is to be trained on what."""
+    """What is to be trained on what; ``weights`` are those of the student, by block."""
 
-    folder: ModelFolder
+    architecture: Architecture
+    weights: Mapping[str, Sequence[PlannedWeight]]
     samples: Sequence[Sample]
     rows_at_once: int
     batch_size: int
 
     def footprint(self, dtype: torch.dtype) -> AdaptationFootprint:
         """The memory that it takes in this type."""
-        store = self.folder.store
         return adaptation_footprint(
-            self.folder.architecture,
-            {name: store.block_weights(name) for name in store.block_names},
+            self.architecture,
+            self.weights,
             self.samples,
             self.rows_at_once,
             self.batch_size,

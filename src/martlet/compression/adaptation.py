@@ -8,7 +8,8 @@ one before all training included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,13 +84,14 @@ def _tune(
         blocks = _held_out(task, trained, targets)
         if blocks < start:
             source, kept = trained, "blocks"
-    student = _student(task, source)
-    numbers: dict[str, Numbers] = {
-        name: block.start(HOST) for name, block in student.blocks.items()
-    }
+    taken = _Taken(task, source)
+    there = {name: block.to(task.kept_on) for name, block in taken.items()}
+    numbers: dict[str, Numbers] = {name: block.start(task.kept_on) for name, block in there.items()}
+    student = _student(task, there, numbers)
     result = _run(task, work, student, targets)
+    # Where training did not help, what is kept are the numbers from before it.
     if result.loss_after < result.loss_before:
-        numbers, kept = result.numbers, "tuned"
+        kept = "tuned"
     return AdaptationResult(
         kept,
         start,
@@ -99,7 +101,7 @@ def _tune(
         result.looks,
         result.iterations,
         student,
-        numbers,
+        result.numbers,
     )
 
 
@@ -118,19 +120,37 @@ def _run(task: AdaptationTask, work: Work, student: Student, targets: Targets) -
 
 
 def _held_out(task: AdaptationTask, source: _Blocks, targets: Targets) -> float:
+    """The loss of the held-out samples; blocks are taken from their source as they are needed."""
     first = len(task.samples) - task.settings.num_held_out
     own = targets.of_samples(range(first, len(task.samples)), HOST)
-    return held_out_loss(_student(task, source), task.samples[first:], own)
+    student = _student(task, _Taken(task, source), defaultdict(dict))
+    return held_out_loss(student, task.samples[first:], own)
 
 
-def _student(task: AdaptationTask, source: _Blocks) -> Student:
-    """The model as functions of its small numbers, where it is to lie."""
-    names = [spec.name for spec in task.architecture.block_specs()]
-    blocks = {name: FittedBlock(source(name)).to(task.kept_on) for name in names}
+class _Taken(Mapping[str, FittedBlock]):
+    """The blocks of a model, each made when it is asked for."""
+
+    def __init__(self, task: AdaptationTask, source: _Blocks) -> None:
+        self._names = [spec.name for spec in task.architecture.block_specs()]
+        self._source = source
+
+    def __getitem__(self, name: str) -> FittedBlock:
+        return FittedBlock(self._source(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _student(
+    task: AdaptationTask, blocks: Mapping[str, FittedBlock], numbers: Mapping[str, Numbers]
+) -> Student:
     return Student(
         task.architecture,
         blocks,
-        {name: block.start(task.kept_on) for name, block in blocks.items()},
+        numbers,
         task.placement.device,
         task.placement.dtype,
         rows_at_once=task.settings.rows_at_once,

@@ -143,7 +143,8 @@ class BlockPhase:
         self._errors[name] = result.error_before, result.error_after
         self._save()
         self._task.files.save_block(self._specs[name], result.weights)
-        self.trained[name] = result.weights
+        # As it is read from there, so that it takes no memory for good.
+        self.trained[name] = self._task.files.load_block(self._specs[name]) or result.weights
 
     def _num_held_out(self, num_batches: int) -> int:
         """The batches with a sample that is held out."""
