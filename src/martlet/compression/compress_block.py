@@ -201,9 +201,11 @@ def _factors(
 def _fold(
     floats: dict[str, Tensor], source: LinearInput, factors: Tensor, device: torch.device
 ) -> None:
-    for name in (*source.consumers, *source.producers):
-        floats[name] = floats[name].to(device, torch.float32)
-    fold(floats, source, factors)
+    """Fold on the device; the block as float32 waits on the host, where there is more room."""
+    names = (*source.consumers, *source.producers)
+    part = {name: floats[name].to(device, torch.float32) for name in names}
+    fold(part, source, factors)
+    floats.update({name: weight.to("cpu") for name, weight in part.items()})
 
 
 def _relative(difference: Tensor, weight: Tensor, hessian: Tensor | None) -> tuple[float, float]:

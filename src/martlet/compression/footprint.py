@@ -29,7 +29,7 @@ _ACTIVATION_COPIES = 8
 class Footprint:
     """Memory for the work beside the program itself; on a CPU ``device_bytes`` is main memory too.
 
-    ``host_bytes`` is hidden states, and the block that is worked on as its file has it.
+    ``host_bytes`` is hidden states, and the block that is worked on.
     """
 
     device_bytes: int
@@ -60,7 +60,9 @@ def footprint(
     largest = max(sum(math.prod(t.shape) for t in spec.tensors) for spec in specs.values())
     # What a block reads, what its float form gives, what it gives, and the encoder's output.
     hidden = (3 + architecture.has_encoder) * kept_tokens * width * dtype.itemsize
-    return Footprint(max(needs) + tables * dtype.itemsize, hidden + largest * _FLOAT_BYTES)
+    # The block that is worked on, and its scaled form.
+    floats = (1 + method.is_scaled) * largest * _FLOAT_BYTES
+    return Footprint(max(needs) + tables * dtype.itemsize, hidden + floats)
 
 
 def _width(architecture: Architecture, fixed: BlockSpec) -> int:
@@ -98,8 +100,6 @@ def _rounding_bytes(spec: BlockSpec, inputs: Sequence[LinearInput], method: Meth
     total = _MATRIX_COPIES * largest * _FLOAT_BYTES
     if method.is_gptq:
         total += _FACTOR_COPIES * side * side * _FLOAT_BYTES
-    if method.is_scaled:
-        total += sum(math.prod(t.shape) for t in spec.tensors) * _FLOAT_BYTES
     return total
 
 
