@@ -51,7 +51,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--budgets", type=_words, default=["none", "6GiB", "3GiB", "1.5GiB"])
     parser.add_argument("--batches", type=_words, default=["1"])
     parser.add_argument("--protocols", type=_words, default=["default"])
-    parser.add_argument("--quantize", choices=["int8", "none"], default="int8")
+    parser.add_argument("--quantize", default="int8", help="none, or the name of a format")
     parser.add_argument("--peers", type=_words, default=[])
     parser.add_argument("--no-ours", action="store_true", help="measure peers alone")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from martlet.kernels import ops, reference
-from martlet.kernels.cuda import few_rows, several_rows
+from martlet.kernels.cuda import few_rows, one_row, several_rows
 from martlet.kernels.cuda.panels import dequantize
 from martlet.kernels.norm import Norm
 from martlet.quantization.formats import WeightFormat, parse_format
@@ -65,13 +65,17 @@ def format(request):
     return parse_format(request.param)
 
 
-@pytest.fixture(params=["matrix units", "several rows", "several rows, streamed", "dp4a"])
+@pytest.fixture(
+    params=["matrix units", "older matrix units", "several rows", "several rows, streamed", "dp4a"]
+)
 def product_error(request, monkeypatch):
     """The allowed error by dtype; run once for each kind of product."""
     is_several = request.param.startswith("several")
     if is_several and not several_rows.can_run(torch.cuda.get_device_capability()):
         pytest.skip("the kernel for several rows needs capability 8.0")
     monkeypatch.setattr(few_rows, "SEVERAL_FROM_ROWS", 1 if is_several else few_rows.MAX_ROWS + 1)
+    if request.param != "matrix units":
+        monkeypatch.setattr(one_row, "can_run", lambda *_: False)
     forms = (True,) if request.param.endswith("streamed") else (False, True)
     monkeypatch.setattr(several_rows, "_forms", lambda *_: forms)
     several_rows._shape.cache_clear()

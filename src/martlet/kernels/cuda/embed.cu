@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int e = 0; e < 4; e++) {
             if (at + e >= hidden_size) break;
             // Rounded as a table look-up rounds, before the position comes in.
-            act_t value = from_float(((float)integer[e] - zero) * factor);
+            act_t value = from_float(__fmul_rn((float)integer[e] - zero, factor));
             if (positions)
                 value = from_float(to_float(value) +
                                    to_float(positions[(size_t)position * hidden_size + at + e]));

@@ -1,7 +1,8 @@
 """Products of a few rows with tiled weights on a GPU: what a decode step consists of.
 
 ``linear.cu`` says how. Here is what it is launched with. More rows than a very few are the business
-of ``several_rows``, on cards that it knows.
+of ``several_rows``, and one row of weights whose groups have scales that of ``one_row``, on cards
+that these know.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from martlet.kernels.cuda import several_rows
+from martlet.kernels.cuda import one_row, several_rows
 from martlet.kernels.cuda.driver import DeviceLimits, Kernel, device_limits, load_kernels
 from martlet.kernels.cuda.linear_arguments import (
     ACTIVATION_NUMBERS,
@@ -157,7 +158,10 @@ def _launch(
     has_matrix_units = uses_matrix_units(limits.capability, matrix_units_off)
     is_several = rows >= SEVERAL_FROM_ROWS and several_rows.can_run(limits.capability)
     format = segments[0][0].format
-    if is_several and has_matrix_units:
+    is_one = rows == 1 and one_row.can_run(limits.capability, format)
+    if is_one and has_matrix_units:
+        one_row.launch(x.device, x.dtype, arguments, is_gated, format)
+    elif is_several and has_matrix_units:
         several_rows.launch(x, arguments, is_gated, format)
     else:
         _launch_whole(x, arguments, _Kind(is_gated, has_matrix_units, format))
@@ -241,7 +245,9 @@ def _fit(
     step_chunks = warps * _BATCH
     chunks = -(-num_chunks // step_chunks) * step_chunks
     halves = tile_columns(kind.format.bits) // TILE_COLUMNS
-    input_bytes = chunks * halves * rows * (64 if kind.has_matrix_units else 36)
+    # Of 32 inputs: float16 with two sums where there are groups, or int8 with a scale.
+    units_bytes = 64 if kind.format.group_size is None else 72
+    input_bytes = chunks * halves * rows * (units_bytes if kind.has_matrix_units else 36)
     slot_bytes = TILE_BYTES + 8 * table_bytes(kind.format)
     ring_bytes = warps * stages * matrices * slot_bytes if limits.capability >= (8, 0) else 0
     shared_bytes = ring_bytes + -(-input_bytes // 16) * 16

@@ -66,9 +66,9 @@ struct Ring {
         if (left)
 #pragma unroll
             for (int m = 0; m < MATRICES; m++) {
-                from[m] = walk.weights(a, m);
+                from[m] = walk.weights(a, m, threadIdx.x >> 5);
 #if GROUP
-                tables[m] = walk.tables(a, m);
+                tables[m] = walk.tables(a, m, threadIdx.x >> 5);
 #endif
             }
     }
@@ -245,11 +245,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const GRID_CONSTANT
 #else
         const u8* from[MATRICES];
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m);
+        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m, threadIdx.x >> 5);
 #if GROUP
         const u8* tables[MATRICES];
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) tables[m] = walk.tables(a, m);
+        for (int m = 0; m < MATRICES; m++) tables[m] = walk.tables(a, m, threadIdx.x >> 5);
 #endif
         for (int step = 0; step < steps; step += AHEAD) {
             Chunk weights[AHEAD][MATRICES];

@@ -3,9 +3,10 @@
 #include "linear_groups.cuh"
 
 #if GROUP
+// A chunk's inputs, and the sums of each 32 of them for the columns 2c and 2c + 1.
 struct Operands {
     uint4 b[HALVES][COLUMN_TILES];
-    Totals totals;
+    float2 sums[HALVES][COLUMN_TILES][2 - ONE_COLUMN];
 };
 
 struct Accumulator {
@@ -17,7 +18,34 @@ struct Accumulator {
             for (int i = 0; i < 4; i++) sum[n][i] = 0.0f;
     }
     __device__ __forceinline__ void add(const Operands& x, const uint4& w, const Table& table) {
-        add_groups(sum, x.b, x.totals, w, table);
+        u32 a[STEPS16][4];
+        left_operands<false>(w, a);
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            float part[HALVES][4];
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) {
+                const int group = half * CHUNK_GROUPS / HALVES;
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    // With one row, the second column of every lane is never looked at.
+                    const float2& sums = x.sums[half][n][ONE_COLUMN ? 0 : i & 1];
+                    part[half][i] = -sums.x;
+                    if (ZEROS)
+                        part[half][i] = fmaf(MIDDLE - table.zero(group, i >> 1), sums.y, -sums.x);
+                }
+                multiply_half(part[half], a, half, x.b[half][n]);
+            }
+#pragma unroll
+            for (int group = 0; group < CHUNK_GROUPS; group++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (ONE_COLUMN && (i & 1)) continue;
+                    float value = part[group][i];
+                    if (HALVES > CHUNK_GROUPS) value += part[HALVES - 1][i];
+                    sum[n][i] = fmaf(table.scale(group, i >> 1), value, sum[n][i]);
+                }
+        }
     }
     __device__ __forceinline__ float value(int n, int i) const { return sum[n][i]; }
 #else
@@ -69,12 +97,20 @@ struct Accumulator {
 struct Inputs {
     const u8* from[COLUMN_TILES];
     int half_bytes, step_bytes;
-    __device__ __forceinline__ Inputs(const u8* staged, int rows, int) {
+#if GROUP
+    const float2* sums;
+    int num_rows;
+#endif
+    __device__ __forceinline__ Inputs(u8* staged, int rows, int chunks) {
         const int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
         const int chunk = (threadIdx.x >> 5) * HALVES;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++)
             from[n] = staged + ((chunk * rows + min(8 * n + g, rows - 1)) * 4 + c) * 16;
+#if GROUP
+        sums = group_sums(staged, chunks, rows) + chunk * rows;
+        num_rows = rows;
+#endif
         half_bytes = rows * 64;
         step_bytes = WARPS * HALVES * half_bytes;
     }
@@ -85,8 +121,17 @@ struct Inputs {
             for (int n = 0; n < COLUMN_TILES; n++)
                 x.b[half][n] = *(const uint4*)(from[n] + step * step_bytes + half * half_bytes);
 #if GROUP
-        x.totals.take(x.b);
+#pragma unroll
+        for (int half = 0; half < HALVES; half++)
+#pragma unroll
+            for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                for (int i = 0; i < 2 - ONE_COLUMN; i++) {
+                    const int row = min(8 * n + 2 * (int)(threadIdx.x & 3) + i, num_rows - 1);
+                    x.sums[half][n][i] =
+                        sums[(step * WARPS * HALVES + half) * num_rows + (ONE_COLUMN ? 0 : row)];
+                }
 #endif
     }
 };
-#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * 64)
+#define INPUT_BYTES(chunks, rows) ((chunks) * (rows) * (GROUP ? 72 : 64))

@@ -39,8 +39,24 @@ __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, 
 #endif
 }
 
+#if GROUP
+// What is taken off the products of eight neighbouring inputs because operands are greater than the
+// integers of weights (left_operands), the middle of the integers included (x); and their sum (y).
+__device__ __forceinline__ float2 sums_of(const float (&v)[8]) {
+    const float front = v[0] + v[1] + v[4] + v[5], back = v[2] + v[3] + v[6] + v[7];
+    if (BITS == 8) return make_float2(1152.0f * (front + back), front + back);
+    return make_float2(fmaf(1032.0f, front, 72.0f * back), front + back);
+}
+
+// Those of 32 inputs, [chunk][row], behind the operands.
+__device__ __forceinline__ float2* group_sums(u8* staged, int chunks, int rows) {
+    return (float2*)(staged + chunks * rows * 64);
+}
+#endif
+
 // The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
-// the order (q, e = 0 2 1 3), or (q, e) where there are groups; zeros up to a whole step of the block. Also OFFSET times their sums.
+// the order (q, e = 0 2 1 3), or (q, e) where there are groups; zeros up to a whole step of the block.
+// Also OFFSET times their sums, or sums of groups.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
                              float* row_offset, float* scratch) {
     Team team(rows_of(a), scratch);
@@ -72,6 +88,19 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
             u8* place = staged + ((chunk * rows_of(a) + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);
             *(uint2*)(place + 16) = make_uint2(pair[2], pair[3]);
+#if GROUP
+            float number[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) number[i] = half_to_float((u16)half[i]);
+            float2 sums = sums_of(number);
+            // Four neighbouring threads hold a chunk; a warp's are whole ones.
+#pragma unroll
+            for (int distance = 1; distance < 4; distance <<= 1) {
+                sums.x += __shfl_xor_sync(0xffffffffu, sums.x, distance);
+                sums.y += __shfl_xor_sync(0xffffffffu, sums.y, distance);
+            }
+            if ((at & 31) == 0) group_sums(staged, chunks, rows_of(a))[chunk * rows_of(a) + r] = sums;
+#endif
         }
         sum = team.sum(sum);
         if (team.rank() == 0) row_offset[r] = GROUP ? 0.0f : OFFSET * sum;

@@ -76,9 +76,9 @@ struct WeightRing {
         if (left)
 #pragma unroll
             for (int m = 0; m < MATRICES; m++) {
-                from[m] = walk.weights(a, m);
+                from[m] = walk.weights(a, m, threadIdx.x >> 5);
 #if GROUP
-                tables[m] = walk.tables(a, m);
+                tables[m] = walk.tables(a, m, threadIdx.x >> 5);
 #endif
             }
     }
@@ -202,6 +202,34 @@ struct RowRing {
     }
 };
 
+#if GROUP
+// Sums of the inputs of each group, for the two columns whose products a lane holds: a zero other than
+// the middle of the integers is taken off with them. The units give them for a row of ones.
+struct Totals {
+#if ZEROS
+    float of[CHUNK_GROUPS][COLUMN_TILES][2];
+    __device__ __forceinline__ void take(const uint4 (&b)[HALVES][COLUMN_TILES]) {
+        constexpr u32 ones = 0x3c003c00u;
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+            for (int group = 0; group < CHUNK_GROUPS; group++) {
+                float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+                for (int half = group * HALVES / CHUNK_GROUPS;
+                     half < (group + 1) * HALVES / CHUNK_GROUPS; half++) {
+                    multiply(sum, ones, ones, ones, ones, b[half][n].x, b[half][n].y);
+                    multiply(sum, ones, ones, ones, ones, b[half][n].z, b[half][n].w);
+                }
+                of[group][n][0] = sum[0], of[group][n][1] = sum[1];
+            }
+    }
+#else
+    __device__ __forceinline__ void take(const uint4 (&)[HALVES][COLUMN_TILES]) {}
+#endif
+};
+#endif
+
 struct Sums {
     float of[COLUMN_TILES][4];
     __device__ __forceinline__ void clear() {
@@ -210,10 +238,37 @@ struct Sums {
 #pragma unroll
             for (int i = 0; i < 4; i++) of[n][i] = 0.0f;
     }
-#if !GROUP
+#if GROUP
+    __device__ __forceinline__ void add(const uint4 (&b)[HALVES][COLUMN_TILES], const Totals& totals,
+                                        const uint4& w, const Table& t) {
+        u32 a[STEPS16][4];
+        left_operands<true>(w, a);
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            float part[HALVES][4];
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) part[half][i] = 0.0f;
+                multiply_half(part[half], a, half, b[half][n]);
+            }
+#pragma unroll
+            for (int group = 0; group < CHUNK_GROUPS; group++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float value = part[group][i];
+                    if (HALVES > CHUNK_GROUPS) value += part[HALVES - 1][i];
+#if ZEROS
+                    value = fmaf(MIDDLE - t.zero(group, i >> 1), totals.of[group][n][i & 1], value);
+#endif
+                    of[n][i] = fmaf(t.scale(group, i >> 1), value, of[n][i]);
+                }
+        }
+    }
+#else
     __device__ __forceinline__ void add(const uint4 (&b)[HALVES][COLUMN_TILES], const uint4& w) {
         u32 a[STEPS16][4];
-        left_operands(w, a);
+        left_operands<true>(w, a);
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++)
             multiply(of[n], a[0][0], a[0][1], a[0][2], a[0][3], b[0][n].x, b[0][n].y);
@@ -316,7 +371,7 @@ linear_several(const GRID_CONSTANT Arguments a, const float* row_scale) {
                 totals.take(operands[s]);
 #pragma unroll
                 for (int m = 0; m < MATRICES; m++)
-                    add_groups(sum[m].of, operands[s], totals, words[s][m], tables[s][m]);
+                    sum[m].add(operands[s], totals, words[s][m], tables[s][m]);
             }
 #else
 #pragma unroll

@@ -45,20 +45,19 @@ struct Walk {
         for (int s = 0; s < segment; s++) count += a.segment[s].num_rows;
         return count;
     }
-    // This thread's 16 bytes of the warp's first chunk.
-    __device__ __forceinline__ const u8* weights(const Arguments& a, int matrix) const {
+    // This thread's 16 bytes of a chunk.
+    __device__ __forceinline__ const u8* weights(const Arguments& a, int matrix, int chunk) const {
         const Segment& of = a.segment[GATED ? matrix : segment];
         const int tile = PAIRED ? min(2 * unit + matrix, of.num_tiles - 1) : unit;
-        return of.tiles + ((size_t)tile * a.num_chunks + (threadIdx.x >> 5)) * 512 +
-               (threadIdx.x & 31) * 16;
+        return of.tiles + ((size_t)tile * a.num_chunks + chunk) * 512 + (threadIdx.x & 31) * 16;
     }
 #if GROUP
     // The table of those.
-    __device__ __forceinline__ const u8* tables(const Arguments& a, int matrix) const {
+    __device__ __forceinline__ const u8* tables(const Arguments& a, int matrix, int chunk) const {
         const Segment& of = a.segment[GATED ? matrix : segment];
         const int tile = PAIRED ? min(2 * unit + matrix, of.num_tiles - 1) : unit;
         const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
-        const size_t at = (size_t)tile * units + (threadIdx.x >> 5) / UNIT_CHUNKS;
+        const size_t at = (size_t)tile * units + chunk / UNIT_CHUNKS;
         return of.groups + at * UNIT_BYTES + ((threadIdx.x & 31) >> 2) * TABLE_BYTES;
     }
 #endif

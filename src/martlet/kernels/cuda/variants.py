@@ -98,6 +98,26 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         }
         for units in (0, 1)
     ],
+    "linear_one": [
+        {
+            "ACTIVATION_TYPE": number,
+            "GATED": gated,
+            "WARPS": 16,
+            "CHUNKS": chunks,
+            "DEPTH": 2,
+            "BLOCKS": 2,
+            "RAGGED": gated,
+            "NORM": number,
+            "ACTIVATION": gated,
+            **format,
+        }
+        for number, gated, chunks, format in (
+            (0, 0, 4, _GROUPED[0]),
+            (1, 1, 4, _GROUPED[1]),
+            (2, 0, 10, _GROUPED[2]),
+            (0, 1, 8, _GROUPED[3]),
+        )
+    ],
     "linear_several": [
         {
             "ACTIVATION_TYPE": number,

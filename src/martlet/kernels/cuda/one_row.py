@@ -1,0 +1,136 @@
+"""Products of one row with weights whose groups have scales, on a GPU: one text's decode step.
+
+``linear_one.cu`` says how, ``few_rows`` when. Here is what it is launched with.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from martlet.kernels.cuda.driver import DeviceLimits, Kernel, device_limits, load_kernels
+from martlet.kernels.cuda.linear_arguments import ACTIVATION_TYPES, Arguments, format_defines
+from martlet.quantization.formats import WeightFormat
+from martlet.quantization.packing import TILE_COLUMNS, tile_columns
+
+__all__ = ["OneRowVariant", "can_run", "launch"]
+
+_STATIC_SHARED_BYTES = 1024  # what the driver keeps of a block's shared memory
+_MAX_ROWS = 8  # of linear_one.cu
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Warps of a block, chunks that loads run ahead, and blocks of a multiprocessor."""
+
+    warps: int
+    depth: int
+    blocks: int
+
+
+# Measured on an H200 with the products of an 11B decoder: fewer warps, or one block, cost 5 to
+# 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles and lose 10 % where not.
+_FORM = _Form(16, 2, 2)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How the kernel is compiled and launched; ``chunks`` are those of a warp."""
+
+    form: _Form
+    chunks: int
+    is_ragged: bool
+    grid: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class OneRowVariant:
+    """The compile-time choices of linear_one.cu."""
+
+    dtype: torch.dtype
+    is_gated: bool
+    norm: int
+    activation: int
+    shape: _Shape
+    format: WeightFormat
+
+    def defines(self) -> dict[str, int]:
+        """The definitions to compile with."""
+        form = self.shape.form
+        return {
+            "ACTIVATION_TYPE": ACTIVATION_TYPES[self.dtype],
+            "GATED": int(self.is_gated),
+            "WARPS": form.warps,
+            "CHUNKS": self.shape.chunks,
+            "DEPTH": form.depth,
+            "BLOCKS": form.blocks,
+            "RAGGED": int(self.shape.is_ragged),
+            "NORM": self.norm,
+            "ACTIVATION": self.activation,
+            **format_defines(self.format),
+        }
+
+
+def can_run(capability: tuple[int, int], format: WeightFormat) -> bool:
+    """Whether weights have groups, and a card the matrix units and registers that this needs."""
+    return format.group_size is not None and capability >= (8, 0)
+
+
+def launch(
+    device: torch.device,
+    dtype: torch.dtype,
+    arguments: Arguments,
+    is_gated: bool,
+    format: WeightFormat,
+) -> None:
+    """Launch a product of one row that ``few_rows`` describes; it is written to ``arguments.y``."""
+    tiles = tuple(s.num_tiles for s in arguments.segment[: arguments.num_segments])
+    size = _Size(arguments.in_features, tiles[:1] if is_gated else tiles, is_gated, format)
+    shape = _shape(size, device_limits(device))
+    variant = OneRowVariant(dtype, is_gated, arguments.norm, arguments.activation, shape, format)
+    _kernel(device, variant)(
+        (shape.grid, 1, 1),
+        shape.form.warps * 32,
+        arguments,
+        shared_bytes=shape.shared_bytes,
+        dependent=True,
+    )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A product; ``tiles`` are those of each matrix side by side."""
+
+    in_features: int
+    tiles: tuple[int, ...]
+    is_gated: bool
+    format: WeightFormat
+
+
+@functools.lru_cache(maxsize=512)
+def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
+    form = _FORM
+    columns = tile_columns(size.format.bits)
+    num_chunks = -(-size.in_features // columns)
+    steps = -(-num_chunks // (form.warps * form.depth))
+    chunks = steps * form.depth
+    matrices = 2 if size.is_gated else 1
+    # Of 32 inputs: float16 with two sums. Partial sums of two turns.
+    shared_bytes = form.warps * chunks * (columns // TILE_COLUMNS) * 72
+    shared_bytes += 4 * (2 * matrices * form.warps * 16 + 2 * _MAX_ROWS + 2 * form.warps)
+    fitting = limits.shared_bytes_per_multiprocessor // (shared_bytes + _STATIC_SHARED_BYTES)
+    return _Shape(
+        form,
+        chunks,
+        is_ragged=form.warps * chunks != num_chunks,
+        grid=min(sum(size.tiles), limits.num_multiprocessors * max(1, min(form.blocks, fitting))),
+        shared_bytes=shared_bytes,
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _kernel(device: torch.device, variant: OneRowVariant) -> Kernel:
+    return load_kernels("linear_one", variant.defines(), device)["linear_one"]
