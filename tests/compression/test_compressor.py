@@ -96,6 +96,22 @@ def test_errors_of_the_report_get_smaller(tiny_model, random_samples):
             assert 0 < block.output_error < 0.3
 
 
+@pytest.mark.parametrize("name", ["gpt2", "t5-tied"])
+def test_a_table_that_is_tied_is_compressed_for_the_logits_too(name, tiny_model, random_samples):
+    model = tiny_model(name)
+    samples = random_samples(model.architecture, LENGTHS * 4)
+    *_, fixed = _compressor(model, samples).blocks()
+    *_, nearest = _compressor(model, samples, "nearest").blocks()
+    (layer,), (rounded,) = fixed.layers, nearest.layers
+    assert layer.name == rounded.name
+    table = layer.name
+    assert layer.error_after < 0.9 * layer.error_before
+    # For that its own weights have moved a little.
+    exact = model.blocks[FIXED][table]
+    errors = [float((b.weights[table].dequantize() - exact).norm()) for b in (nearest, fixed)]
+    assert errors[0] < errors[1] < 1.5 * errors[0]
+
+
 def test_what_was_finished_before_is_taken_over_and_the_rest_comes_out_the_same(
     tiny_model, random_samples
 ):
