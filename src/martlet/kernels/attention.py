@@ -65,18 +65,28 @@ def _one_query(
     batch, num_kv_heads, num_keys, head_dim = k.shape
     num_heads = q.shape[1]
     groups = (batch, num_kv_heads, num_heads // num_kv_heads)
-    queries = (q[:, :, 0].float() * scale).reshape(*groups, head_dim)
+    queries = q.float().reshape(*groups, head_dim) * scale
     if bias is not None:
         bias = bias.float().expand(batch, num_heads, 1, num_keys).reshape(*groups, num_keys)
     heads_at_once = max(1, _ELEMENTS_AT_ONCE // max(1, batch * num_keys * head_dim))
-    mixed = []
-    for first in range(0, num_kv_heads, heads_at_once):
-        heads = slice(first, first + heads_at_once)
-        scores = queries[:, heads] @ k.data[:, heads].float().transpose(-1, -2)
-        scores *= k.scale[:, heads, None].float()
-        if bias is not None:
-            scores += bias[:, heads]
-        weights = scores.softmax(-1) * v.scale[:, heads, None].float()
-        mixed.append(weights @ v.data[:, heads].float())
-    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
-    return joined.flatten(1, 2)[:, :, None].to(q.dtype)
+    if heads_at_once >= num_kv_heads:
+        mixed = _some_heads(queries, k, v, bias)
+    else:
+        parts = []
+        for first in range(0, num_kv_heads, heads_at_once):
+            own = (slice(None), slice(first, first + heads_at_once))
+            own_bias = None if bias is None else bias[own]
+            parts.append(_some_heads(queries[own], k[own], v[own], own_bias))
+        mixed = torch.cat(parts, dim=1)
+    return mixed.reshape(q.shape).to(q.dtype)
+
+
+def _some_heads(queries: Tensor, k: Int8Vectors, v: Int8Vectors, bias: Tensor | None) -> Tensor:
+    """What queries (batch, num_kv_heads, heads of each, head_dim) gather; bias is (..., num_keys).
+
+    As few operations as there can be: for short texts their number is what takes time.
+    """
+    scores = (queries @ k.data.float().transpose(-1, -2)).mul_(k.scale[:, :, None])
+    if bias is not None:
+        scores += bias
+    return scores.softmax(-1).mul_(v.scale[:, :, None]) @ v.data.float()

@@ -18,6 +18,7 @@ __all__ = ["SCALE_DTYPE", "Int8Vectors", "KeysValues", "parts_of", "quantize_vec
 SCALE_DTYPE = torch.bfloat16
 
 _LARGEST = 127
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +88,11 @@ def quantize_vectors(x: Tensor) -> Int8Vectors:
         x: (..., size) float
     """
     # Times and not divided by: torch rounds a division by a number otherwise on a GPU.
-    scale = (x.abs().amax(dim=-1).float() * (1 / _LARGEST)).to(SCALE_DTYPE)
-    step = scale.float().clamp_min_(torch.finfo(torch.float32).tiny)[..., None]
+    scale = x.abs().amax(dim=-1, keepdim=True).float().mul_(1 / _LARGEST).to(SCALE_DTYPE)
+    step = scale.float().clamp_min_(_TINY)
     # Rounding the scale may have made it a little too small for the largest component.
     data = (x.float() / step).round_().clamp_(-_LARGEST, _LARGEST)
-    return Int8Vectors(data.to(torch.int8), scale)
+    return Int8Vectors(data.to(torch.int8), scale[..., 0])
 
 
 def parts_of(vectors: KeysValues) -> tuple[Tensor, ...]:
