@@ -31,7 +31,7 @@ class _Form:
 
 
 # Measured on an H200 with the products of an 11B decoder: fewer warps, or one block, cost 5 to
-# 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles and lose 10 % where not.
+# 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles, else lose 10 %.
 _FORM = _Form(16, 2, 2)
 
 
