@@ -26,6 +26,16 @@ def test_the_growth_of_the_card_counts_where_the_driver_names_no_process():
     assert watch.peak_bytes == 1000
 
 
+def test_what_the_process_held_before_is_added_to_the_growth_alone():
+    read = readings(Reading(None, 900), Reading(None, 1900))
+    with GpuMemoryWatch(read, 60, held_bytes=70) as watch:
+        watch.sample()
+    assert watch.peak_bytes == 1070
+    with GpuMemoryWatch(readings(Reading(300, 900)), 60, held_bytes=70) as watch:
+        watch.sample()
+    assert watch.peak_bytes == 300
+
+
 def test_other_programs_that_end_meanwhile_make_no_negative_peak():
     with GpuMemoryWatch(readings(Reading(None, 900), Reading(None, 100)), 60) as watch:
         watch.sample()

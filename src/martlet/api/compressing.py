@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from martlet import __version__
-from martlet.api.compressing_place import choose_place
+from martlet.api.compressing_place import Limits, choose_place
 from martlet.checkpoint.planned import PlannedBlock
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
 from martlet.compression.compress_block import LayerReport, Method
@@ -158,6 +158,7 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
         Method(method),
         Recipe.parse(format, head=head, embedding=embedding, edges=edges, rules=rules),
     )
+    limits = Limits(gpu_memory, ram, device)
     check_destination(dst.absolute(), overwrite=overwrite)
     for path in (report, plot):
         _check_output(path)
@@ -165,7 +166,7 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
         check_plot(Path(plot))
     folder = _float_folder(src)
     text = _calibration(folder, calibration, samples, sample_tokens, seed)
-    place = choose_place(folder, text.samples, chosen, gpu_memory, ram, device)
+    place = choose_place(folder.architecture, folder.store.family, text.samples, chosen, limits)
     with place.held() as placement:
         run = _Run(folder, dst, recipe, chosen, text, place.device)
         compressor = Compressor(

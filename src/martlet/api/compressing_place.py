@@ -11,25 +11,29 @@ import torch
 
 from martlet.compression.compress_block import Method
 from martlet.compression.compressor import Placement
-from martlet.compression.footprint import footprint
+from martlet.compression.footprint import Footprint, footprint
 from martlet.compression.walk import Sample
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import probe_ram
 from martlet.device.size import format_bytes, parse_bytes
-from martlet.engine.loading import ModelFolder
 from martlet.engine.machine import GpuState, capped, compute_dtype, first_gpu, probe_gpu_state
 from martlet.errors import CapacityError, UsageError
+from martlet.models.architecture import Architecture
 
-__all__ = ["Place", "choose_place"]
+__all__ = ["Limits", "Place", "choose_place"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device, and what may be taken of its memory beside the driver's own (None on a CPU)."""
+    """A device, and what may be taken of its memory beside the driver's own (None on a CPU).
+
+    ``context_bytes`` is the driver's own.
+    """
 
     device: torch.device
     dtype: torch.dtype
     gpu_bytes: int | None = None
+    context_bytes: int = 0
     _watches: list[GpuMemoryWatch] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -42,10 +46,15 @@ class Place:
         _, total_bytes = torch.cuda.mem_get_info(self.device)
         share = min(1.0, self.gpu_bytes / total_bytes)
         torch.cuda.set_per_process_memory_fraction(share, index)
-        with GpuMemoryWatch(nvml_reader(index)) as watch:
-            self._watches.append(watch)
-            yield Placement(self.device, self.dtype)
-        torch.cuda.set_per_process_memory_fraction(1.0, index)
+        # The context is there already.
+        watch = GpuMemoryWatch(nvml_reader(index), held_bytes=self.context_bytes)
+        self._watches.append(watch)
+        try:
+            with watch:
+                yield Placement(self.device, self.dtype)
+        finally:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
 
     def peak_gpu_bytes(self) -> int | None:
         """The most GPU memory of this process so far."""
@@ -54,60 +63,75 @@ class Place:
         return max((watch.peak_bytes or 0 for watch in self._watches), default=0) or None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a caller allows: sizes as in "6GiB" (None: all there is), and "auto", "cuda" or "cpu".
+
+    Raises:
+        UsageError: a value is not valid.
+    """
+
+    gpu_memory: str | int | None = None
+    ram: str | int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise UsageError(f"device is {self.device!r}; it must be auto, cuda or cpu")
+        for name in ("gpu_memory", "ram"):
+            size = getattr(self, name)
+            if size is not None:
+                object.__setattr__(self, name, parse_bytes(size, name))
+
+    def of(self, name: str) -> int | None:
+        """A size in bytes."""
+        size = getattr(self, name)
+        assert size is None or isinstance(size, int), "parsed above"
+        return size
+
+
 def choose_place(
-    folder: ModelFolder,
+    architecture: Architecture,
+    family: str,
     samples: Sequence[Sample],
     method: Method,
-    gpu_memory: str | int | None,
-    ram: str | int | None,
-    device: str,
+    limits: Limits,
 ) -> Place:
-    """The first of GPU and processor that ``device`` allows and that has the memory.
+    """The first of GPU and processor that ``limits`` allow and that has the memory.
 
     Raises:
         CapacityError: none has; names what is needed and what may be used.
-        UsageError: an argument is not valid, or there is no GPU for "cuda".
+        UsageError: there is no GPU for "cuda".
     """
-    if device not in ("auto", "cuda", "cpu"):
-        raise UsageError(f"device is {device!r}; it must be auto, cuda or cpu")
-    gpu_wish = None if gpu_memory is None else parse_bytes(gpu_memory, "gpu_memory")
-    ram_wish = None if ram is None else parse_bytes(ram, "ram")
-    gpu = first_gpu(device)
+    gpu = first_gpu(limits.device)
     if gpu is not None:
         card = torch.device("cuda", gpu.index)
+        state = probe_gpu_state(card)
+        dtype = compute_dtype(family, state.capability)
+        needed = footprint(architecture, samples, method, card, dtype)
         try:
-            return _on_card(
-                folder, samples, method, probe_gpu_state(card), card, gpu_wish, ram_wish
-            )
+            allowed = _allowed_on_card(needed, state, limits)
+            return Place(card, dtype, allowed, state.context_bytes)
         except CapacityError:
-            if device == "cuda":
+            if limits.device == "cuda":
                 raise
-    cpu, dtype = torch.device("cpu"), compute_dtype(folder.store.family, None)
-    needed = footprint(folder.architecture, samples, method, cpu, dtype)
-    _require_ram(needed.device_bytes + needed.host_bytes, ram_wish)
+    cpu, dtype = torch.device("cpu"), compute_dtype(family, None)
+    needed = footprint(architecture, samples, method, cpu, dtype)
+    _require_ram(needed.device_bytes + needed.host_bytes, limits.of("ram"))
     return Place(cpu, dtype)
 
 
-def _on_card(  # noqa: PLR0913
-    folder: ModelFolder,
-    samples: Sequence[Sample],
-    method: Method,
-    state: GpuState,
-    card: torch.device,
-    gpu_wish: int | None,
-    ram_wish: int | None,
-) -> Place:
-    dtype = compute_dtype(folder.store.family, state.capability)
-    needed = footprint(folder.architecture, samples, method, card, dtype)
-    allowed = capped(state.available_bytes, gpu_wish) - state.context_bytes
+def _allowed_on_card(needed: Footprint, state: GpuState, limits: Limits) -> int:
+    """What torch may take of the card."""
+    allowed = capped(state.available_bytes, limits.of("gpu_memory")) - state.context_bytes
     if needed.device_bytes > allowed:
         raise CapacityError(
             f"compressing needs {format_bytes(needed.device_bytes + state.context_bytes)} of GPU "
             f"memory for its largest block, {format_bytes(allowed + state.context_bytes)} may be "
             "used; raise --gpu-memory, use --method nearest or --device cpu"
         )
-    _require_ram(needed.host_bytes, ram_wish)
-    return Place(card, dtype, allowed)
+    _require_ram(needed.host_bytes, limits.of("ram"))
+    return allowed
 
 
 def _require_ram(needed_bytes: int, wish_bytes: int | None) -> None:

@@ -33,14 +33,20 @@ class GpuMemoryWatch:
     """Keeps the peak while it is entered; enter it before the process first uses the card.
 
     Where the driver does not tell processes apart, it is the growth of the card's use since then,
-    which other programs on the card would be part of. ``read`` None (no NVML) measures nothing.
+    which other programs on the card would be part of; ``held_bytes``, what this process has of the
+    card when it is entered, is added to that. ``read`` None (no NVML) measures nothing.
     """
 
     def __init__(
-        self, read: Callable[[], Reading] | None, interval_seconds: float = _INTERVAL_SECONDS
+        self,
+        read: Callable[[], Reading] | None,
+        interval_seconds: float = _INTERVAL_SECONDS,
+        *,
+        held_bytes: int = 0,
     ) -> None:
         self._read = read
         self._interval_seconds = interval_seconds
+        self._held_bytes = held_bytes
         self._baseline_bytes = 0
         self._process_peak_bytes: int | None = None
         self._device_peak_bytes = 0
@@ -54,7 +60,7 @@ class GpuMemoryWatch:
             return None
         if self._process_peak_bytes is not None:
             return self._process_peak_bytes
-        return max(0, self._device_peak_bytes - self._baseline_bytes)
+        return max(0, self._device_peak_bytes - self._baseline_bytes) + self._held_bytes
 
     def sample(self) -> None:
         """Look once, now."""
