@@ -14,6 +14,7 @@ from martlet.compression.training_files import TrainingFiles
 from martlet.compression.tuning import TuningSettings
 from martlet.compression.work_folder import WorkFolder
 from martlet.quantization.formats import parse_format
+from martlet.quantization.scheme import QuantizedTensor
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32)
 SETTINGS = AdaptationSettings(
@@ -36,10 +37,10 @@ SETTINGS = AdaptationSettings(
 class Rounded:
     """The model with its matrices rounded to nearest, in int4; embedding and head in int8."""
 
-    def __init__(self, model):
+    def __init__(self, model, name="int4-g32"):
         self._blocks = {}
         for spec in model.architecture.block_specs():
-            form = parse_format("int8" if spec.name == "fixed" else "int4-g32")
+            form = parse_format("int8" if spec.name == "fixed" else name)
             kinds = {tensor.name: tensor.kind for tensor in spec.tensors}
             self._blocks[spec.name] = {
                 name: weight if kinds[name] == "other" else quantize_matrix(weight, form)
@@ -201,3 +202,60 @@ def test_progress_never_goes_back_and_comes_to_the_end(make_task, tmp_path):
     assert done == sorted(done)
     assert heard[-1][0] == heard[-1][1]
     assert "end to end" in heard[-1][2]
+
+
+def test_int8_rows_with_half_precision_scales_are_kept_as_such(model, random_samples, tmp_path):
+    class Half(Rounded):
+        def block(self, name):
+            return {
+                key: QuantizedTensor(weight.data, weight.scale.half())
+                if isinstance(weight, QuantizedTensor)
+                else weight
+                for key, weight in Rounded(model, "int8").block(name).items()
+            }
+
+    samples = random_samples(model.architecture, [12, 15, 10, 14, 9, 8])
+    settings = dataclasses.replace(SETTINGS, num_held_out=2)
+    with WorkFolder(tmp_path / "model", "gpt2", {"test": 1}) as work:
+        task = AdaptationTask(
+            model.architecture,
+            Half(model),
+            model,
+            samples,
+            PLACEMENT,
+            settings,
+            TrainingFiles(work),
+        )
+        result = adapt_blocks(task)
+    weights = [w for w in result.block("decoder.0").values() if isinstance(w, QuantizedTensor)]
+    assert weights and all(weight.scale.dtype == torch.float16 for weight in weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_resident", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_a_gpu_adapts_as_the_processor_does(
+    name, dtype, is_resident, tiny_model, random_samples, tmp_path
+):
+    model = tiny_model(name)
+    samples = random_samples(model.architecture, [12, 15, 10, 14] * 5)
+    losses = {}
+    for device, own_dtype in (("cpu", torch.float32), ("cuda", dtype)):
+        with WorkFolder(tmp_path / device, "gpt2", {"test": 1}) as work:
+            task = AdaptationTask(
+                model.architecture,
+                Rounded(model),
+                model,
+                samples,
+                Placement(torch.device(device), own_dtype),
+                SETTINGS,
+                TrainingFiles(work),
+                is_resident or device == "cpu",
+            )
+            result = adapt_blocks(task)
+        assert result.loss_end < result.loss_start
+        losses[device] = result.loss_start, result.loss_end
+    # bfloat16 activations blur predictions by about as much as int8 weights would.
+    tolerance = 0.02 if dtype == torch.float32 else 0.5
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)

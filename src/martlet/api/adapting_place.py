@@ -38,7 +38,8 @@ class AdaptationPlace:
     def held(self) -> Iterator[Placement]:
         """The placement; float32 products of a GPU take their inputs as TF32 meanwhile."""
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
+        if self.place.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         try:
             with self.place.held() as placement:
                 yield placement

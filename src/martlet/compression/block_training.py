@@ -98,7 +98,7 @@ def train_block(
     for number, names in enumerate(turns):
         own = [settings.iterations * part // len(turns) for part in (number, number + 1)]
         fitted = FittedBlock(
-            weights,
+            {name: weight.to(task.walk.device) for name, weight in weights.items()},
             {name: task.latents[name] for name in names},
             frozen=[name for name in task.latents if name not in names],
         )

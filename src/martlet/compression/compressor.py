@@ -34,7 +34,7 @@ from martlet.models.architecture import (
     Stack,
 )
 from martlet.quantization.formats import WeightFormat
-from martlet.quantization.scheme import StoredWeight
+from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
 __all__ = ["CompressedBlock", "Compressor", "Placement", "batch_size_of"]
 
@@ -75,7 +75,10 @@ class CompressedBlock:
         for tensor in self.spec.tensors:
             weight = self.weights[tensor.name]
             form = weight.dtype if isinstance(weight, Tensor) else weight.format
-            weights.append(PlannedWeight(self.spec.prefix + tensor.name, tensor.shape, form))
+            name, scale_dtype = self.spec.prefix + tensor.name, torch.float32
+            if isinstance(weight, QuantizedTensor):
+                scale_dtype = weight.scale.dtype
+            weights.append(PlannedWeight(name, tensor.shape, form, scale_dtype))
         return PlannedBlock(self.spec.name, self.spec.prefix, tuple(weights))
 
 
