@@ -62,7 +62,7 @@ def _cells(row: Row | None) -> list[str]:
     if row["method"] is None:
         return [f"{row['perplexity']:.2f}", "", ""]
     return [
-        f"{row['perplexity_change']:+.2%}",
+        f"{round(row['perplexity_change'], 4) + 0.0:+.2%}",  # no -0.00 %
         f"{row['kl']:.5f}",
         f"{row['top1_agreement']:.1%}",
     ]

@@ -123,7 +123,7 @@ def _row(result: FormatScore) -> tuple[str, ...]:
         f"{result.bits_per_weight:.2f}",
         f"{score.bits_per_character:.4f}",
         f"{score.perplexity:.2f}",
-        "-" if change is None else f"{change:+.2%}",
+        "-" if change is None else f"{round(change, 4) + 0.0:+.2%}",  # no -0.00 %
         "-" if divergence is None else f"{divergence.kl:.5f}",
         "-" if divergence is None else f"{divergence.top1_agreement:.1%}",
     )
