@@ -87,6 +87,12 @@ class Clock:
             print(f"{seconds:6.0f} s  {done:,}/{total:,}  {what}", file=sys.stderr, flush=True)
 
 
+def shallow(config: Mapping[str, object], num_blocks: int) -> dict[str, object]:
+    """The same widths with so many blocks a stack."""
+    depths = ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layer")
+    return {name: num_blocks if name in depths else value for name, value in config.items()}
+
+
 def samples_of(architecture: Architecture, num_samples: int, tokens: int) -> list[Sample]:
     random = torch.Generator().manual_seed(0)
 
@@ -200,8 +206,7 @@ def main() -> None:
                 continue
             config = dict(shape.config)
             if phase == "blocks":
-                depths = ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layer")
-                config |= {name: arguments.blocks for name in depths if name in config}
+                config = shallow(config, arguments.blocks)
             row = {
                 "shape": shape.name,
                 "device": arguments.device,
