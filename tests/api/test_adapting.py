@@ -5,7 +5,7 @@ import json
 import pytest
 
 import martlet
-from martlet.errors import UsageError
+from martlet.errors import CapacityError, UsageError
 
 OPTIONS = {
     "iterations": 6,
@@ -132,3 +132,18 @@ def test_what_does_not_fit_is_refused_before_the_work(change, message, make_mode
 def test_options_out_of_range_are_named(values, message):
     with pytest.raises(UsageError, match=message):
         martlet.AdaptationOptions(**values)
+
+
+def test_memory_that_does_not_suffice_is_found_before_the_work(adapted, text, tmp_path):
+    folder, floats, _, _ = adapted
+    with pytest.raises(CapacityError, match="of main memory more than may be used"):
+        martlet.adapt(
+            folder / "int4",
+            tmp_path / "out",
+            teacher=floats,
+            data=text,
+            options=martlet.AdaptationOptions(**OPTIONS),
+            device="cpu",
+            ram="100MiB",  # the process alone holds more
+        )
+    assert not (tmp_path / "out").exists()

@@ -52,7 +52,7 @@ class AdaptationOptions:
     block_iterations: int = 200
     learning_rate: float = 1e-3
     block_learning_rate: float = 1e-3
-    rounding_rate: float = 0.02
+    rounding_rate: float = 0.01
     batch_size: int = 8
     rows_at_once: int = 4
     samples: int = 512

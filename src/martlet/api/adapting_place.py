@@ -110,7 +110,7 @@ def _on_card(
     whole = demand.footprint(torch.float32)
     kept = whole.running_bytes + whole.model_bytes
     if kept + whole.all_levels_bytes <= usable:
-        place = Place(card, torch.float32, allowed)
+        place = Place(card, torch.float32, allowed, state.context_bytes)
         return AdaptationPlace(place, True, whole.all_levels_bytes)
     dtype = torch.bfloat16 if state.capability >= (8, 0) else torch.float32
     needed = demand.footprint(dtype)
@@ -120,7 +120,7 @@ def _on_card(
     missing = needed.model_bytes - _ram(ram_wish)
     if missing > 0:
         _refuse("main memory", missing, "--ram, or fewer --samples")
-    place = Place(card, dtype, allowed)
+    place = Place(card, dtype, allowed, state.context_bytes)
     return AdaptationPlace(place, False, min(levels, needed.all_levels_bytes))
 
 

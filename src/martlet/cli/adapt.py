@@ -45,7 +45,7 @@ def _number(name: str, default: float, text: str) -> Callable[[_Command], _Comma
 @_number("block-iterations", 200, "Of each block by itself; 0 trains from end to end alone.")
 @_number("learning-rate", 1e-3, "Relative change of scales in an iteration from end to end.")
 @_number("block-learning-rate", 1e-3, "The same in an iteration of a block.")
-@_number("rounding-rate", 0.02, "Integer steps that a weight moves in an iteration of its block.")
+@_number("rounding-rate", 0.01, "Integer steps that a weight moves in an iteration of its block.")
 @_number("batch-size", 8, "Samples in an iteration from end to end.")
 @_number("rows-at-once", 4, "Samples that go through a block together.")
 @_number("samples", 512, "Pieces of the text.")

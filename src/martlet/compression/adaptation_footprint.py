@@ -76,7 +76,7 @@ def adaptation_footprint(
         running_bytes=2 * fixed + max(running, head) + _DIVIDING_BYTES,
         smallest_levels_bytes=max(map(max, matrices)) * _LEVEL_BYTES,
         all_levels_bytes=max(map(sum, matrices)) * _LEVEL_BYTES,
-        model_bytes=2 * sum(weight.nbytes for weight in weights)
+        model_bytes=sum(weight.nbytes for weight in weights)
         + numbers
         + states * width * dtype.itemsize,
     )
