@@ -193,6 +193,14 @@ __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row,
     }
 }
 
+// The power of two that brings a largest number to 2^13 .. 2^14, and its inverse.
+__device__ __forceinline__ float power_of_two_scale(float largest, float& inverse) {
+    int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
+    exponent = min(max(exponent, -100), 110);
+    inverse = __uint_as_float((u32)(127 - 13 + exponent) << 23);
+    return __uint_as_float((u32)(127 + 13 - exponent) << 23);
+}
+
 // float16 has fewer exponents than other activations: the power of two that brings the largest input
 // of a row to 2^13 .. 2^14, and its inverse. float16 itself stays as it is.
 __device__ __forceinline__ float scale_row(const Arguments& a, const act_t* row, Team& team,
@@ -205,11 +213,7 @@ __device__ __forceinline__ float scale_row(const Arguments& a, const act_t* row,
 #pragma unroll
         for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
     }
-    largest = team.max(largest);
-    int exponent = (int)(__float_as_uint(largest) >> 23) - 127;
-    exponent = min(max(exponent, -100), 110);
-    inverse = __uint_as_float((u32)(127 - 13 + exponent) << 23);
-    return __uint_as_float((u32)(127 + 13 - exponent) << 23);
+    return power_of_two_scale(team.max(largest), inverse);
 #else
     return 1.0f;
 #endif

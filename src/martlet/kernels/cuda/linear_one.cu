@@ -5,11 +5,15 @@
 // products on matrix units are summed in float32. Half the bytes leave half the time for everything
 // else, so this form has fewer instructions: a warp's chunks are neighbours, how many there are is
 // compiled in (CHUNKS), and weights go straight into registers, DEPTH chunks ahead of their use, across
-// the ends of tiles. The first of them are asked for before the inputs are ready. Integers are used with
-// what the packing adds to them; it is taken off with sums of the inputs (sums_of).
+// the ends of tiles. The first of them are asked for before the inputs are ready. The tables of a warp's
+// chunks are neighbours too: all lanes together load them, and hand each other what they need. Integers
+// are used with what the packing adds to them; it is taken off with sums of the inputs (sums_of).
 //
-// Compute capability 8.0 on. Defines: ACTIVATION_TYPE, WARPS, CHUNKS (of a warp, a multiple of DEPTH),
-// DEPTH, BLOCKS (of a multiprocessor), GATED, RAGGED (the inputs are not all chunks of all warps), BITS,
+// A warp prepares the inputs of its own chunks alone, under a scale of its own. What a root mean square
+// norm divides by is known when the sums of all warps are joined, and comes in there.
+//
+// Compute capability 8.0 on. Defines: ACTIVATION_TYPE, WARPS, CHUNKS (of a warp, a multiple of DEPTH
+// and of the chunks of a group), DEPTH, BLOCKS (of a multiprocessor), GATED, RAGGED (the inputs are not all chunks of all warps), BITS,
 // GROUP, ZEROS, NORM, ACTIVATION.
 #define ROWS 1
 #define MAX_ROWS 8
@@ -26,51 +30,139 @@
 #define BLOCKS 2
 #endif
 #define INPUT_BYTES (WARPS * CHUNKS * HALVES * 72)  // operands, and sums behind them
+#define WARP_INPUTS (CHUNKS * CHUNK_INPUTS)
+#define VECTORS ((WARP_INPUTS + 255) / 256)         // of 8 inputs, that a lane prepares
+#define TABLE_WORDS (TABLE_BYTES / 4)               // that a lane needs for a chunk
+#define UNITS (CHUNKS / UNIT_CHUNKS)                // of a warp
+#define TABLE_LOADS ((UNITS * 8 * TABLE_WORDS + 31) / 32)
 
 #if __CUDA_ARCH__ >= 800
 // The weights of a chunk on their way.
 struct Loads {
     uint4 words[MATRICES];
-    Table tables[MATRICES];
+};
+
+// The tables of a warp's chunks of a tile: word i * 32 + lane of them.
+struct Tables {
+    u32 words[MATRICES][TABLE_LOADS];
+    // Those of a chunk, from the lanes that loaded them.
+    __device__ __forceinline__ Table of(int matrix, int chunk) const {
+        const int first = chunk / UNIT_CHUNKS * 8 * TABLE_WORDS, g = (threadIdx.x & 31) >> 2;
+        Table table;
+        u32* to = (u32*)table.of;
+#pragma unroll
+        for (int k = 0; k < TABLE_WORDS; k++)
+            to[k] = __shfl_sync(0xffffffffu, words[matrix][first / 32],
+                                first % 32 + g * TABLE_WORDS + k);
+        return table;
+    }
 };
 
 // Which chunks are asked for next.
 struct Ahead {
     Walk walk;
     const u8* from[MATRICES];
-    const u8* tables[MATRICES];
     bool is_done;
-    __device__ __forceinline__ Ahead(const Arguments& a) : walk(a) { begin(a); }
-    __device__ __forceinline__ void begin(const Arguments& a) {
+    __device__ __forceinline__ Ahead(const Arguments& a, Tables& tables) : walk(a) {
+        begin(a, tables);
+    }
+    __device__ __forceinline__ void begin(const Arguments& a, Tables& tables) {
         is_done = walk.done(a);
         if (is_done) return;
-        const int first = (threadIdx.x >> 5) * CHUNKS;
+        const int first = (threadIdx.x >> 5) * CHUNKS, lane = threadIdx.x & 31;
+        const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
             from[m] = walk.weights(a, m, first);
-            // A unit may begin in the middle of a warp's chunks, so only the tile's address is kept.
-            tables[m] = walk.tables(a, m, 0);
+            const u32* words = (const u32*)walk.tables(a, m, 0, 0);
+#pragma unroll
+            for (int i = 0; i < TABLE_LOADS; i++) {
+                const int word = i * 32 + lane, unit = first / UNIT_CHUNKS + word / (8 * TABLE_WORDS);
+                // Behind the last unit inputs are zeros; but a scale might not be finite.
+                const bool is_there = word < UNITS * 8 * TABLE_WORDS && (!RAGGED || unit < units);
+                tables.words[m][i] =
+                    is_there ? words[first / UNIT_CHUNKS * 8 * TABLE_WORDS + word] : 0;
+            }
         }
     }
-    __device__ __forceinline__ void next(const Arguments& a) {
+    __device__ __forceinline__ void next(const Arguments& a, Tables& tables) {
         walk.next(a);
-        begin(a);
+        begin(a, tables);
     }
     __device__ __forceinline__ void load(const Arguments& a, int chunk, Loads& to) const {
         if (is_done) return;
-        const int place = (threadIdx.x >> 5) * CHUNKS + chunk;
-        if (RAGGED && place >= a.num_chunks) {
-            // Their inputs are zeros; but a scale that is left from elsewhere might not be finite.
-            to = Loads();
-            return;
-        }
+        if (RAGGED && (int)(threadIdx.x >> 5) * CHUNKS + chunk >= a.num_chunks) return;
 #pragma unroll
-        for (int m = 0; m < MATRICES; m++) {
+        for (int m = 0; m < MATRICES; m++)
             to.words[m] = load_stream((const uint4*)(from[m] + chunk * 512));
-            to.tables[m] = *(const Table*)(tables[m] + place / UNIT_CHUNKS * UNIT_BYTES);
+    }
+};
+
+// What a warp's inputs are multiplied with, before they are there: the weights of a norm.
+struct NormWeights {
+    Vector8 of[VECTORS];
+    __device__ __forceinline__ NormWeights(const Arguments& a, int first) {
+        if (norm_of(a) != RMS_NORM) return;
+#pragma unroll
+        for (int i = 0; i < VECTORS; i++) {
+            const int at = first + (i * 32 + (int)(threadIdx.x & 31)) * 8;
+            if (at < a.in_features) of[i] = *(const Vector8*)(a.norm_weight + at);
         }
     }
 };
+
+// Prepares the inputs of this warp's chunks as stage_inputs does those of a block. Returns what their
+// products are to be multiplied with; `square` is the sum of the inputs' squares, lane by lane.
+__device__ __forceinline__ float stage_own(const Arguments& a, const NormWeights& weights, int first,
+                                           u8* operands, float2* sums, float& square) {
+    const int lane = threadIdx.x & 31;
+    float v[VECTORS][8], largest = 0.0f;
+    square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) load_or_zero(a.x, first + (i * 32 + lane) * 8, a.in_features, v[i]);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        if (norm_of(a) == RMS_NORM && first + (i * 32 + lane) * 8 < a.in_features) {
+            float weight[8];
+            unpack8(weights.of[i], weight);
+            // What belongs to the next warp is not counted here.
+            const bool is_own = WARP_INPUTS % 256 == 0 || (i * 32 + lane) * 8 < WARP_INPUTS;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                if (is_own) square = fmaf(v[i][j], v[i][j], square);
+                v[i][j] *= weight[j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(v[i][j]));
+    }
+    float factor = 1.0f, inverse = 1.0f;
+    if (ACTIVATION_TYPE != 0 || norm_of(a) == RMS_NORM)
+        factor = power_of_two_scale(warp_max(largest), inverse);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        const int at = (i * 32 + lane) * 8;
+        u32 half[8];
+        float number[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            half[j] = float_to_half(v[i][j] * factor);
+            number[j] = half_to_float((u16)half[j]);
+        }
+        float2 both = sums_of(number);
+#pragma unroll
+        for (int distance = 1; distance < 4; distance <<= 1) {
+            both.x += __shfl_xor_sync(0xffffffffu, both.x, distance);
+            both.y += __shfl_xor_sync(0xffffffffu, both.y, distance);
+        }
+        if (at >= WARP_INPUTS) continue;
+        u8* place = operands + (at >> 5) * 64 + ((at >> 2) & 3) * 16 + ((at >> 4) & 1) * 8;
+        *(uint2*)place = make_uint2(half[0] | half[1] << 16, half[2] | half[3] << 16);
+        *(uint2*)(place + 16) = make_uint2(half[4] | half[5] << 16, half[6] | half[7] << 16);
+        if ((at & 31) == 0) sums[at >> 5] = both;
+    }
+    return inverse;
+}
 
 __device__ __forceinline__ void multiply_first(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile(
@@ -143,8 +235,8 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const Walk& walk,
 }
 #endif
 
-// Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this
-// order: inputs, partial sums of two turns, scale and offset of the row, scratch of 2 * WARPS floats.
+// Grid: any number of blocks up to the number of tiles. Dynamic shared memory, in this order: inputs,
+// partial sums of two turns, scale and offset of the row, scratch of 2 * WARPS floats.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 linear_one(const GRID_CONSTANT Arguments a) {
 #if __CUDA_ARCH__ >= 800
@@ -154,21 +246,39 @@ linear_one(const GRID_CONSTANT Arguments a) {
     constexpr int partial_size = MATRICES * WARPS * 16;
     float* partial = (float*)(memory + INPUT_BYTES);
     float* row_scale = partial + 2 * partial_size;
-    float* row_offset = row_scale + MAX_ROWS;
+    float* squares = row_scale + 2 * MAX_ROWS;  // of each warp's inputs
 
-    Ahead ahead(a);
+    Tables tables, next_tables;
+    Ahead ahead(a, tables);
     Loads loads[DEPTH];
 #pragma unroll
-    for (int chunk = 0; chunk < DEPTH; chunk++) ahead.load(a, chunk, loads[chunk]);
+    for (int chunk = 0; chunk < DEPTH; chunk++) {
+        loads[chunk] = Loads();
+        ahead.load(a, chunk, loads[chunk]);
+    }
+    const NormWeights norm_weights(a, warp * WARP_INPUTS);
     allow_next_kernel();
-    touch_norm(a);
+    if (norm_of(a) == LAYER_NORM) touch_norm(a);
     wait_for_inputs();
-    stage_inputs(a, chunks, memory, row_scale, row_offset, row_offset + MAX_ROWS);
-    __syncthreads();
+    u8* own = memory + warp * (CHUNKS * HALVES * 64);
+    float2* own_sums = group_sums(memory, chunks, 1) + warp * (CHUNKS * HALVES);
+    float inverse = 1.0f;
+    if (norm_of(a) == LAYER_NORM) {
+        stage_inputs(a, chunks, memory, row_scale, row_scale + MAX_ROWS, squares);
+        __syncthreads();
+        inverse = row_scale[0];
+    } else {
+        float square;
+        inverse = stage_own(a, norm_weights, warp * WARP_INPUTS, own, own_sums, square);
+        if (norm_of(a) == RMS_NORM) {
+            square = warp_sum(square);
+            if (lane == 0) squares[warp] = square;
+        }
+        __syncwarp();
+    }
 
-    const u32 inputs = (u32)__cvta_generic_to_shared(memory);
-    const u32 operands = inputs + warp * (CHUNKS * HALVES * 64) + (lane & 3) * 16;
-    const u32 sums = inputs + chunks * 64 + warp * (CHUNKS * HALVES * 8);
+    const u32 operands = (u32)__cvta_generic_to_shared(own) + (lane & 3) * 16;
+    const u32 sums = (u32)__cvta_generic_to_shared(own_sums);
     int number = 0;
     for (Walk walk(a); !walk.done(a); walk.next(a), number++) {
         if (number % WARPS == warp) touch_tile(a, walk);
@@ -178,10 +288,11 @@ linear_one(const GRID_CONSTANT Arguments a) {
             const Inputs x(operands, sums, chunk);
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
-                add_chunk(sum[m], x, loads[chunk % DEPTH].words[m], loads[chunk % DEPTH].tables[m]);
-            if (chunk + DEPTH == CHUNKS) ahead.next(a);
+                add_chunk(sum[m], x, loads[chunk % DEPTH].words[m], tables.of(m, chunk));
+            if (chunk + DEPTH == CHUNKS) ahead.next(a, next_tables);
             ahead.load(a, (chunk + DEPTH) % CHUNKS, loads[chunk % DEPTH]);
         }
+        tables = next_tables;
         // Two places in turn: who stores there again has passed the barrier of the turn between.
         float* place = partial + (number & 1) * partial_size;
         if ((lane & 3) == 0)
@@ -189,9 +300,16 @@ linear_one(const GRID_CONSTANT Arguments a) {
             for (int m = 0; m < MATRICES; m++)
 #pragma unroll
                 for (int h = 0; h < 2; h++)
-                    place[(m * WARPS + warp) * 16 + (lane >> 2) + 8 * h] = sum[m][h];
+                    place[(m * WARPS + warp) * 16 + (lane >> 2) + 8 * h] = sum[m][h] * inverse;
         __syncthreads();
-        if (warp == number % WARPS) write_tile(a, walk, place, row_scale[0]);
+        if (warp != number % WARPS) continue;
+        float factor = 1.0f;
+        if (norm_of(a) == RMS_NORM) {
+            float square = 0.0f;
+            for (int w = 0; w < WARPS; w++) square += squares[w];
+            factor = rsqrtf(square / a.in_features + a.eps);
+        }
+        write_tile(a, walk, place, factor);
     }
 #endif
 }

@@ -52,13 +52,17 @@ struct Walk {
         return of.tiles + ((size_t)tile * a.num_chunks + chunk) * 512 + (threadIdx.x & 31) * 16;
     }
 #if GROUP
-    // The table of those.
+    // The table of those, or of row g of a tile and row g + 8.
     __device__ __forceinline__ const u8* tables(const Arguments& a, int matrix, int chunk) const {
+        return tables(a, matrix, chunk, (threadIdx.x & 31) >> 2);
+    }
+    __device__ __forceinline__ const u8* tables(const Arguments& a, int matrix, int chunk,
+                                                int g) const {
         const Segment& of = a.segment[GATED ? matrix : segment];
         const int tile = PAIRED ? min(2 * unit + matrix, of.num_tiles - 1) : unit;
         const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
         const size_t at = (size_t)tile * units + chunk / UNIT_CHUNKS;
-        return of.groups + at * UNIT_BYTES + ((threadIdx.x & 31) >> 2) * TABLE_BYTES;
+        return of.groups + at * UNIT_BYTES + g * TABLE_BYTES;
     }
 #endif
 };

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from martlet.kernels.cuda.driver import DeviceLimits, Kernel, device_limits, load_kernels
 from martlet.kernels.cuda.linear_arguments import ACTIVATION_TYPES, Arguments, format_defines
 from martlet.quantization.formats import WeightFormat
-from martlet.quantization.packing import TILE_COLUMNS, tile_columns
+from martlet.quantization.packing import TILE_COLUMNS, group_unit, tile_columns
 
 __all__ = ["OneRowVariant", "can_run", "launch"]
 
@@ -115,8 +116,10 @@ def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
     form = _FORM
     columns = tile_columns(size.format.bits)
     num_chunks = -(-size.in_features // columns)
-    steps = -(-num_chunks // (form.warps * form.depth))
-    chunks = steps * form.depth
+    # Loads go round in turns of ``depth``, and no group belongs to two warps.
+    unit_chunks = group_unit(size.format) // columns
+    turn = math.lcm(form.depth, unit_chunks)
+    chunks = -(-num_chunks // (form.warps * turn)) * turn
     matrices = 2 if size.is_gated else 1
     # Of 32 inputs: float16 with two sums. Partial sums of two turns.
     shared_bytes = form.warps * chunks * (columns // TILE_COLUMNS) * 72
