@@ -26,11 +26,15 @@ METHODS = ("nearest", "gptq", "scaled", "scaled+gptq")
 
 @dataclass(frozen=True)
 class Method:
-    """How integers are chosen; ``name`` is one of ``METHODS``."""
+    """How integers are chosen; ``name`` is one of ``METHODS``.
+
+    ``damping``, as a share of the mean of a Hessian's diagonal, is for a Hessian that is known
+    exactly; see ``damping_for``.
+    """
 
     name: str
     activation_order: bool = True
-    damping: float = 0.01
+    damping: float = 0.05
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
@@ -45,6 +49,14 @@ class Method:
     def is_gptq(self) -> bool:
         """Whether integers make up for each other's errors."""
         return self.name.endswith("gptq")
+
+    def damping_for(self, in_features: int, num_rows: int) -> float:
+        """More the fewer rows a Hessian was gathered from: chance correlations help no other text.
+
+        Judged by unseen text on layers of a trained model: with 1.5 k rows 0.3 is best for 320
+        features and more for 1,280; with 16 k rows it is 0.1; 0.01 is worse in all of them.
+        """
+        return self.damping + in_features / max(1, num_rows)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,8 @@ def compress_linears(
         named = [(name, formats[name]) for name in source.consumers]
         linears = [_Linear(name, weights[name], format) for name, format in named if format]
         before = [linear.plain_error(hessian, device) for linear in linears]
-        error = _output_error(hessian, factors.get(source), method)
+        num_rows = 0 if gathered is None else gathered.num_rows
+        error = _output_error(hessian, factors.get(source), method, num_rows)
         for linear, error_before in zip(linears, before, strict=True):
             scaled = _Linear(linear.name, floats.pop(linear.name), linear.format)
             results[linear.name], report = _compress(scaled, error, method, device, error_before)
@@ -170,13 +183,14 @@ def _nearest(
 
 
 def _output_error(
-    hessian: Tensor | None, factors: Tensor | None, method: Method
+    hessian: Tensor | None, factors: Tensor | None, method: Method, num_rows: int
 ) -> OutputError | None:
     if hessian is None:
         return None
     if factors is not None:
         hessian = rescale_hessian(hessian, factors)
-    return OutputError(hessian, activation_order=method.activation_order, damping=method.damping)
+    damping = method.damping_for(len(hessian), num_rows)
+    return OutputError(hessian, activation_order=method.activation_order, damping=damping)
 
 
 def _factors(
