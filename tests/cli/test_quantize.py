@@ -89,8 +89,8 @@ def test_gptq_keeps_more_of_a_trained_model_than_rounding_to_nearest(martlet, tm
     for method in ("nearest", "gptq"):
         done = martlet(
             *("quantize", floats, tmp_path / method, "--method", method, "--format", "int4-g128"),
-            *("--embedding", "int8", "--calibration", tmp_path / "seen.txt", "--samples", "24"),
-            *("--sample-tokens", "128", "--device", "cpu"),
+            *("--embedding", "int8", "--calibration", tmp_path / "seen.txt", "--samples", "32"),
+            *("--sample-tokens", "192", "--device", "cpu"),
         )
         assert done.code == 0, done.stderr
         scored = martlet("perplexity", tmp_path / method, tmp_path / "unseen.txt", "--json")

@@ -131,6 +131,12 @@ def test_what_was_finished_before_is_taken_over_and_the_rest_comes_out_the_same(
                 assert torch.equal(weight, other)
 
 
+def test_few_rows_are_believed_less():
+    method = Method("gptq")
+    assert method.damping_for(640, 640) > 1
+    assert method.damping_for(640, 64_000) < 0.07
+
+
 def test_nearest_needs_no_samples_and_reports_errors_of_weights(tiny_model):
     model = tiny_model("llama")
     for block in _compressor(model, [], "nearest").blocks():

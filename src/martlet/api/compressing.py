@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from martlet import __version__
+from martlet.api.calibrating import Calibration, read_calibration
 from martlet.api.compressing_place import Limits, choose_place
 from martlet.checkpoint.planned import PlannedBlock
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
@@ -21,15 +22,11 @@ from martlet.compression.compress_block import LayerReport, Method
 from martlet.compression.compressor import CompressedBlock, Compressor
 from martlet.compression.error_plot import check_plot, draw_errors
 from martlet.compression.recipe import Recipe, bits_per_weight
-from martlet.compression.walk import Sample
 from martlet.compression.work_folder import WorkFolder
 from martlet.engine.loading import ModelFolder
-from martlet.engine.sample_texts import SampleForm, sample_text
-from martlet.engine.text_file import TextFile, read_text_file
-from martlet.errors import UsageError, VocabularyError
+from martlet.errors import UsageError
 from martlet.hub.catalogue import resolve
 from martlet.models.architecture import BlockSpec
-from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["CompressionReport", "quantize"]
 
@@ -65,33 +62,6 @@ class CompressionReport:
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it."""
         return {**asdict(self), "path": str(self.path)}
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    """The text, and what is taken of it."""
-
-    file: TextFile | None
-    samples: tuple[Sample, ...]
-    num_samples: int
-    sample_tokens: int
-    seed: int
-
-    def facts(self) -> dict[str, Any]:
-        """What tells one calibration from another."""
-        if self.file is None:
-            return {}
-        return {
-            "file": self.file.path.name,
-            "sha256": self.file.sha256,
-            "samples": self.num_samples,
-            "sample_tokens": self.sample_tokens,
-            "seed": self.seed,
-        }
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(s.decoder_ids) + len(s.encoder_ids) for s in self.samples)
 
 
 def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
@@ -165,7 +135,7 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
     if plot is not None:
         check_plot(Path(plot))
     folder = _float_folder(src)
-    text = _calibration(folder, calibration, samples, sample_tokens, seed)
+    text = read_calibration(folder, calibration, samples, sample_tokens, seed)
     place = choose_place(folder.architecture, folder.store.family, text.samples, chosen, limits)
     with place.held() as placement:
         run = _Run(folder, dst, recipe, chosen, text, place.device)
@@ -217,7 +187,7 @@ class _Run:
     destination: Path
     recipe: Recipe
     method: Method
-    calibration: _Calibration
+    calibration: Calibration
     device: torch.device
 
     def fingerprint(self) -> dict[str, Any]:
@@ -336,38 +306,3 @@ def _float_folder(src: str | Path) -> ModelFolder:
             "weights, so convert the original checkpoint with martlet convert SRC DST"
         )
     return folder
-
-
-def _calibration(
-    folder: ModelFolder,
-    file: str | Path | None,
-    num_samples: int,
-    sample_tokens: int,
-    seed: int,
-) -> _Calibration:
-    for name, value, least, most in (
-        ("samples", num_samples, 1, 1 << 16),
-        ("sample_tokens", sample_tokens, 16, 1 << 16),
-    ):
-        if type(value) is not int or not least <= value <= most:
-            raise UsageError(f"{name} is {value!r:.40}; it must be from {least} to {most:,}")
-    entry = folder.store.tokenizer
-    if entry is None:
-        raise VocabularyError(
-            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
-        )
-    if file is None:
-        return _Calibration(None, (), num_samples, sample_tokens, seed)
-    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
-    check_vocabulary(tokenizer, folder.architecture.vocab_size)
-    form = SampleForm(
-        folder.store.family,
-        tokenizer,
-        folder.architecture.max_positions,
-        folder.max_input_tokens,
-    )
-    text = read_text_file(Path(file), "the calibration text")
-    pieces = sample_text(
-        form, text.text, num_samples=num_samples, sample_tokens=sample_tokens, seed=seed
-    )
-    return _Calibration(text, pieces, num_samples, sample_tokens, seed)
