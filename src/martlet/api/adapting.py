@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from martlet.api.adapting_options import AdaptationOptions
-from martlet.api.adapting_place import Demand, choose_adaptation_place
+from martlet.api.adapting_place import AdaptationPlace, Demand, choose_adaptation_place
 from martlet.api.adapting_run import AdaptationRun, Progress
 from martlet.checkpoint.writer import check_destination
+from martlet.compression.adaptation import AdaptationResult
 from martlet.compression.block_phase import BlockError
 from martlet.compression.tuning import Look
 from martlet.compression.work_folder import WorkFolder
@@ -121,9 +122,23 @@ def adapt(  # noqa: PLR0913  (the options of one command, all by keyword)
         result = run.train(student, place, work, progress)
         nbytes = run.write(student, result, overwrite)
         work.remove()
-    whole = AdaptationReport(
-        path=dst,
-        family=student.store.family,
+    whole = _report(run, place, result, nbytes, time.perf_counter() - started)
+    if report is not None:
+        text = json.dumps(whole.to_json(), ensure_ascii=False, indent=1)
+        Path(report).write_text(text + "\n", encoding="utf-8")
+    return whole
+
+
+def _report(
+    run: AdaptationRun,
+    place: AdaptationPlace,
+    result: AdaptationResult,
+    nbytes: int,
+    seconds: float,
+) -> AdaptationReport:
+    return AdaptationReport(
+        path=run.destination,
+        family=run.teacher.store.family,
         kept=result.kept,
         loss_start=result.loss_start,
         loss_blocks=result.loss_blocks,
@@ -137,12 +152,8 @@ def adapt(  # noqa: PLR0913  (the options of one command, all by keyword)
         device=str(place.place.device),
         dtype=str(place.place.dtype).removeprefix("torch."),
         is_resident=place.is_resident,
-        options=asdict(options),
-        seconds=time.perf_counter() - started,
+        options=asdict(run.options),
+        seconds=seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_gpu_bytes=place.place.peak_gpu_bytes(),
     )
-    if report is not None:
-        text = json.dumps(whole.to_json(), ensure_ascii=False, indent=1)
-        Path(report).write_text(text + "\n", encoding="utf-8")
-    return whole
