@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from martlet.kernels import ops, reference
-from martlet.kernels.cuda import few_rows, one_row, several_rows
+from martlet.kernels.cuda import few_rows, many_rows, one_row, several_rows
+from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles
 from martlet.kernels.cuda.panels import dequantize
 from martlet.kernels.norm import Norm
 from martlet.quantization.formats import WeightFormat, parse_format
@@ -160,6 +161,26 @@ def test_products_of_many_rows(format, tokens):
         gate, up = _weight(600, 328, format), _weight(600, 328, format)
         out = ops.gated_linear(x, tiled(gate), tiled(up), "gelu")
         expected = reference.gelu(_exact(x, gate)) * _exact(x, up)
+        assert _error(out, expected) < 4 * PRODUCT_ERROR[dtype]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [FromTiles(32, 0, 1), FromTiles(64, 0, 3), FromTiles(128, 0, 1), Dequantized()],
+    ids=str,
+)
+def test_every_route_of_many_rows_gives_the_product(format, route):
+    if isinstance(route, FromTiles) and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("tiles are multiplied from capability 8.0 on")
+    weight, gate, up = (_weight(size, 1608, format) for size in (300, 200, 200))
+    for dtype in DTYPES:
+        x = torch.randn(70, 1608, device=CUDA).to(dtype)
+        out = many_rows.linear(x, [tiled(weight)], [None], route=route)
+        assert _error(out, _exact(x, weight)) < 2 * PRODUCT_ERROR[dtype]
+        if isinstance(route, FromTiles) and route.splits > 1:
+            continue
+        out = many_rows.gated_linear(x, tiled(gate), tiled(up), "silu", route=route)
+        expected = reference.silu(_exact(x, gate)) * _exact(x, up)
         assert _error(out, expected) < 4 * PRODUCT_ERROR[dtype]
 
 

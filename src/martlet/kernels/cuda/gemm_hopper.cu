@@ -109,18 +109,19 @@ __device__ __forceinline__ void accumulate(const Product& p, float (&sums)[TOKEN
     for (int step = 0; step < count; step++) {
         const int stage = step % STAGES;
         if (warp == 0 && step + LEAD < count) produce(p, full, empty, ring, first, step + LEAD);
-        u32 a[2][8];
-        operands(words[0], a[0]);
-        operands(words[1], a[1]);
+        u32 a[2][STEPS16][4];
+        left_operands<true>(words[0], a[0]);
+        left_operands<true>(words[1], a[1]);
         const u32 x = ring + stage * STAGE_BYTES + WEIGHT_BYTES;
         // The registers are to be written before the fence, not merely before their use.
 #pragma unroll
-        for (int i = 0; i < 8; i++) asm volatile("" : "+r"(a[0][i]), "+r"(a[1][i])::"memory");
+        for (int i = 0; i < 8; i++)
+            asm volatile("" : "+r"(a[0][i / 4][i % 4]), "+r"(a[1][i / 4][i % 4])::"memory");
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        multiply(sums, a[0], descriptor(x));
-        multiply(sums, a[0] + 4, descriptor(x + 256));
-        multiply(sums, a[1], descriptor(x + CHUNK_BYTES));
-        multiply(sums, a[1] + 4, descriptor(x + CHUNK_BYTES + 256));
+        multiply(sums, a[0][0], descriptor(x));
+        multiply(sums, a[0][1], descriptor(x + 256));
+        multiply(sums, a[1][0], descriptor(x + CHUNK_BYTES));
+        multiply(sums, a[1][1], descriptor(x + CHUNK_BYTES + 256));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         if (step + 1 < count) {
             const int next = (step + 1) % STAGES;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activations.cuh"
+#include "left_operand.cuh"
 
 #ifndef GATED
 #define GATED 0
@@ -13,6 +14,7 @@
 
 struct Product {
     const uint4* tiles[2]; // the second one is that of a gated product
+    const u8* groups[2];   // tables of their groups, if there are any
     const float* scale[2]; // aligned to 16 bytes, as many as there are rows in tiles
     const uint4* x;        // by pack_rows
     const float* token_scale;
@@ -21,8 +23,8 @@ struct Product {
     void* y;
     float* partial; // (splits, padded tokens, padded rows), where splits > 1
     int num_tiles;
-    int chunks;   // of 32 inputs, in the weights
-    int x_chunks; // in a part of x, even
+    int chunks;   // of CHUNK_INPUTS, in the weights
+    int x_chunks; // of 32 inputs in a part of x, even
     int parts;
     int tokens;
     int padded_tokens;
@@ -34,25 +36,6 @@ struct Product {
     int is_y_float;
     int is_aligned; // rows of y and residual begin at multiples of four elements
 };
-
-#if __CUDA_ARCH__ >= 750
-// Inputs e = 0, 1 (low) or 2, 3 (high) of a word of weights, unbiased. 0x6400 + u is 1024 + u.
-__device__ __forceinline__ u32 halves(u32 word, u32 selector) {
-    u32 pair;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(word), "r"(0x64646464u), "r"(selector));
-    asm("sub.f16x2 %0, %0, %1;" : "+r"(pair) : "r"(0x64806480u));
-    return pair;
-}
-
-// A lane's 16 bytes of a tile as its operands of two steps of 16 inputs: rows g and g + 8 under the
-// slots 2c, 2c + 1, then both rows under the slots 2c + 8, 2c + 9.
-__device__ __forceinline__ void operands(const uint4& words, u32 (&a)[8]) {
-    a[0] = halves(words.x, 0x4140), a[1] = halves(words.y, 0x4140);
-    a[2] = halves(words.x, 0x4342), a[3] = halves(words.y, 0x4342);
-    a[4] = halves(words.z, 0x4140), a[5] = halves(words.w, 0x4140);
-    a[6] = halves(words.z, 0x4342), a[7] = halves(words.w, 0x4342);
-}
-#endif
 
 // Writes rows row .. row + 3 of a token, from their sums; `up` is read by gated products only.
 __device__ __forceinline__ void store4(const Product& p, int token, int row, float4 sums, float4 up) {

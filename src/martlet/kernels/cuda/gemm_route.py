@@ -1,4 +1,4 @@
-"""Which way a product of many rows with tiled int8 weights takes on a card.
+"""Which way a product of many rows with tiled weights takes on a card.
 
 Pure arithmetic on the sizes, so that it can be tried for cards that are not there.
 """
@@ -61,7 +61,8 @@ Route = Dequantized | FromTiles
 class Size:
     """A product: ``out_features`` counts the rows of both weights if it is gated.
 
-    ``is_half`` tells activations of 16 bits from float32.
+    ``is_half`` tells activations of 16 bits from float32, ``has_groups`` weights whose groups have
+    scales: those the kernel for Hopper does not know.
     """
 
     tokens: int
@@ -69,6 +70,7 @@ class Size:
     in_features: int
     is_gated: bool = False
     is_half: bool = True
+    has_groups: bool = False
 
 
 def most_panel_bytes(capability: tuple[int, int]) -> int:
@@ -85,7 +87,8 @@ def choose_route(capability: tuple[int, int], num_multiprocessors: int, size: Si
         return Dequantized()
     if capability == (9, 0) and size.is_half and size.tokens >= _LIBRARY_TOKENS:
         return Dequantized(most_panel_bytes(capability))
-    routes = _hopper_routes(size) if capability == (9, 0) else _plain_routes(size)
+    is_hopper = capability == (9, 0) and not size.has_groups
+    routes = _hopper_routes(size) if is_hopper else _plain_routes(size)
     return min(routes, key=lambda route: _cycles(route, num_multiprocessors, size))
 
 

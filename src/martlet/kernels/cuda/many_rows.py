@@ -1,4 +1,4 @@
-"""Products of many rows with tiled int8 weights on a GPU: encoders, and the prompt of a decoder.
+"""Products of many rows with tiled weights on a GPU: encoders, and the prompt of a decoder.
 
 Two ways (``gemm_route`` chooses): panels of the weight become floats and the float library
 multiplies them, on any card and in any dtype; or our own kernels read the tiles, which spares the
@@ -23,7 +23,9 @@ from martlet.kernels.cuda import panels
 from martlet.kernels.cuda.driver import device_limits, load_kernels
 from martlet.kernels.cuda.few_rows import ACTIVATION_NUMBERS, ACTIVATION_TYPES, Epilogue
 from martlet.kernels.cuda.gemm_route import Dequantized, FromTiles, Route, Size, choose_route
-from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS
+from martlet.kernels.cuda.linear_arguments import format_defines
+from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.packing import TILE_COLUMNS, TILE_ROWS, tile_columns
 from martlet.quantization.scheme import TiledTensor
 
 __all__ = ["gated_linear", "kernel_choice", "linear"]
@@ -38,6 +40,7 @@ class _Product(ctypes.Structure):
 
     _fields_ = (
         ("tiles", ctypes.c_void_p * 2),
+        ("groups", ctypes.c_void_p * 2),
         ("scale", ctypes.c_void_p * 2),
         *((name, ctypes.c_void_p) for name in ("x", "token_scale", "bias", "residual", "y")),
         ("partial", ctypes.c_void_p),
@@ -86,9 +89,7 @@ def linear(
     assert tokens > 0
     assert len(weights) == len(biases) > 0
     assert all(weight.shape[1] == in_features for weight in weights)
-    route = route or _route(x, weights[0].shape[0], is_gated=False)
-    if weights[0].groups is not None and not isinstance(route, Dequantized):
-        route = Dequantized()
+    route = route or _route(x, weights[0], is_gated=False)
     if isinstance(route, Dequantized):
         return panels.linear(x, weights, biases, epilogue, route.panel_bytes)
     width = sum(weight.shape[0] for weight in weights)
@@ -115,9 +116,7 @@ def gated_linear(
     """
     assert gate.shape == up.shape
     assert gate.shape[1] == x.shape[1]
-    route = route or _route(x, 2 * gate.shape[0], is_gated=True)
-    if gate.groups is not None and not isinstance(route, Dequantized):
-        route = Dequantized()
+    route = route or _route(x, gate, is_gated=True)
     if isinstance(route, Dequantized):
         return panels.gated_linear(x, gate, up, activation, route.panel_bytes)
     y = torch.empty((x.shape[0], gate.shape[0]), dtype=x.dtype, device=x.device)
@@ -126,19 +125,24 @@ def gated_linear(
     return y
 
 
-def _route(x: Tensor, out_features: int, is_gated: bool) -> Route:
-    return _route_of(x.device, x.dtype, (*x.shape, out_features), is_gated)
+def _route(x: Tensor, weight: TiledTensor, is_gated: bool) -> Route:
+    tokens, in_features = x.shape
+    out_features = weight.shape[0] * (2 if is_gated else 1)
+    # Two parts are twice the inputs.
+    size = Size(
+        tokens,
+        out_features,
+        in_features * _parts(x.dtype),
+        is_gated,
+        is_half=x.dtype != torch.float32,
+        has_groups=weight.groups is not None,
+    )
+    return _route_of(x.device, size)
 
 
 @functools.lru_cache(maxsize=512)
-def _route_of(
-    device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], is_gated: bool
-) -> Route:
-    """``sizes`` are tokens, inputs and outputs of a product."""
+def _route_of(device: torch.device, size: Size) -> Route:
     limits = device_limits(device)
-    tokens, in_features, out_features = sizes
-    # Two parts are twice the inputs.
-    size = Size(tokens, out_features, in_features * _parts(dtype), is_gated, dtype != torch.float32)
     return choose_route(limits.capability, limits.num_multiprocessors, size)
 
 
@@ -193,7 +197,9 @@ def _from_tiles(
         shape = (route.splits, padded_tokens, product.padded_rows)
         partial = torch.empty(shape, dtype=torch.float32, device=y.device)
         product.partial = partial.data_ptr()
-    name, defines, shared_bytes = kernel_choice(route, ACTIVATION_TYPES[packed.dtype], is_gated)
+    name, defines, shared_bytes = kernel_choice(
+        route, ACTIVATION_TYPES[packed.dtype], is_gated, weights[0].format
+    )
     module = load_kernels(name, defines, y.device)
     grid = (padded_tokens // route.tokens, row_blocks, route.splits)
     threads = 128 * (route.groups or 1)
@@ -204,12 +210,15 @@ def _from_tiles(
 
 
 def kernel_choice(
-    route: FromTiles, activation_type: int, is_gated: bool
+    route: FromTiles, activation_type: int, is_gated: bool, format: WeightFormat = INT8
 ) -> tuple[str, dict[str, int], int]:
     """(source and kernel, its definitions, dynamic shared memory in bytes)."""
     defines = {"ACTIVATION_TYPE": activation_type, "TOKENS": route.tokens, "GATED": int(is_gated)}
     if not route.groups:
-        return "gemm", defines, 4 * (route.block_rows * 32 + route.tokens * 64)
+        halves = tile_columns(format.bits) // TILE_COLUMNS
+        shared_bytes = 4 * (route.block_rows * 32 + halves * route.tokens * 64)
+        return "gemm", defines | format_defines(format), shared_bytes
+    assert format == INT8
     stage_bytes = route.block_rows * 64 + route.tokens * 128
     # Ten stages or what fits into 200 KiB, of the 227 that a block of Hopper may have.
     stages = min(10, (200 << 10) // stage_bytes)
@@ -230,7 +239,7 @@ def _product(
         token_scale=packed.scale.data_ptr(),
         y=y.data_ptr(),
         num_tiles=weights[0].scale.shape[0] // TILE_ROWS,
-        chunks=-(-weights[0].shape[1] // TILE_COLUMNS),
+        chunks=-(-weights[0].shape[1] // tile_columns(weights[0].format.bits)),
         x_chunks=packed.chunks,
         parts=packed.parts,
         tokens=y.shape[0],
@@ -245,6 +254,8 @@ def _product(
         assert weight.data.data_ptr() % 16 == 0
         assert weight.scale.data_ptr() % 16 == 0
         product.tiles[i], product.scale[i] = weight.data.data_ptr(), weight.scale.data_ptr()
+        if weight.groups is not None:
+            product.groups[i] = weight.groups.data_ptr()
     if bias is not None:
         assert bias.is_contiguous()
         product.bias = bias.data_ptr()

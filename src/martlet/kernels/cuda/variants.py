@@ -57,8 +57,16 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
     ],
     "finish": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "gemm": [
-        {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated}
-        for number, tokens, gated in ((0, 128, 0), (0, 32, 1), (1, 64, 0), (2, 128, 1))
+        {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated, **format}
+        for number, tokens, gated, format in (
+            (0, 128, 0, _INT8),
+            (0, 32, 1, _INT8),
+            (1, 64, 0, _INT8),
+            (2, 128, 1, _INT8),
+            (0, 128, 0, _GROUPED[0]),
+            (1, 64, 1, _GROUPED[1]),
+            (2, 32, 0, _GROUPED[3]),
+        )
     ],
     "gemm_hopper": [
         {"ACTIVATION_TYPE": number, "TOKENS": tokens, "GATED": gated, "GROUPS": groups}
