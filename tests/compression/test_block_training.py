@@ -89,3 +89,16 @@ def test_little_memory_trains_the_matrices_in_turns(task):
     result = train_block(task, settings)
     assert result.error_after == pytest.approx(_distance(task, result.weights), rel=1e-4)
     assert result.error_after < 0.9 * result.error_before
+
+
+def test_a_block_of_floats_has_its_norms_trained_alone(task):
+    floats = {
+        name: weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+        for name, weight in task.weights.items()
+    }
+    own = BlockTask(task.walk, "decoder", 0, floats, {}, task.targets, task.num_held_out)
+    result = train_block(own, SETTINGS)
+    assert result.error_after <= result.error_before
+    for name, weight in floats.items():
+        if weight.dim() == 2:
+            assert torch.equal(result.weights[name], weight)
