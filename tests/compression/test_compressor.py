@@ -131,6 +131,25 @@ def test_what_was_finished_before_is_taken_over_and_the_rest_comes_out_the_same(
                 assert torch.equal(weight, other)
 
 
+@pytest.mark.parametrize("format", ["int8", "int4-g32-asym"])
+def test_matrices_in_pieces_of_rows_come_out_as_they_would_whole(
+    format, tiny_model, random_samples, monkeypatch
+):
+    model = tiny_model("gpt2")
+    samples = random_samples(model.architecture, LENGTHS)
+    recipe = Recipe.parse(format)
+    results = []
+    for elements in (1 << 25, 32 * 7):
+        monkeypatch.setattr("martlet.compression.compress_block.PIECE_ELEMENTS", elements)
+        results.append(next(_compressor(model, samples, "scaled", recipe).blocks()))
+    whole, pieces = results
+    for name, weight in whole.weights.items():
+        if not isinstance(weight, torch.Tensor):
+            assert torch.equal(weight.dequantize(), pieces.weights[name].dequantize())
+    for layer, other in zip(whole.layers, pieces.layers, strict=True):
+        assert layer.error_after == pytest.approx(other.error_after, rel=1e-4)
+
+
 def test_few_rows_are_believed_less():
     method = Method("gptq")
     assert method.damping_for(640, 640) > 1

@@ -22,6 +22,9 @@ from martlet.models.architecture import Architecture
 
 __all__ = ["Limits", "Place", "choose_place"]
 
+# The library that factorises Hessians brings code and workspace of its own onto the card.
+_SOLVER_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Place:
@@ -123,11 +126,12 @@ def choose_place(
 
 def _allowed_on_card(needed: Footprint, state: GpuState, limits: Limits) -> int:
     """What torch may take of the card."""
-    allowed = capped(state.available_bytes, limits.of("gpu_memory")) - state.context_bytes
+    own_bytes = state.context_bytes + _SOLVER_BYTES
+    allowed = capped(state.available_bytes, limits.of("gpu_memory")) - own_bytes
     if needed.device_bytes > allowed:
         raise CapacityError(
-            f"compressing needs {format_bytes(needed.device_bytes + state.context_bytes)} of GPU "
-            f"memory for its largest block, {format_bytes(allowed + state.context_bytes)} may be "
+            f"compressing needs {format_bytes(needed.device_bytes + own_bytes)} of GPU "
+            f"memory for its largest block, {format_bytes(allowed + own_bytes)} may be "
             "used; raise --gpu-memory, use --method nearest or --device cpu"
         )
     _require_ram(needed.host_bytes, limits.of("ram"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,17 @@ from martlet.models.architecture import LinearInput
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 
-__all__ = ["METHODS", "LayerReport", "Method", "compress_linears", "compress_table"]
+__all__ = [
+    "METHODS",
+    "PIECE_ELEMENTS",
+    "LayerReport",
+    "Method",
+    "compress_linears",
+    "compress_table",
+]
+
+PIECE_ELEMENTS = 1 << 25
+"""Elements of a matrix that are on the device as float32 at a time."""
 
 METHODS = ("nearest", "gptq", "scaled", "scaled+gptq")
 
@@ -141,13 +151,40 @@ class _Linear:
     weight: Tensor
     format: WeightFormat
 
+    def pieces(self, device: torch.device) -> Iterator[Tensor]:
+        """Its rows as float32 on the device, so many at a time: rows do not know of each other."""
+        step = max(1, PIECE_ELEMENTS // max(1, self.weight.shape[1]))
+        for start in range(0, self.weight.shape[0], step):
+            yield self.weight[start : start + step].to(device, torch.float32)
+
     def plain_error(self, hessian: Tensor | None, device: torch.device) -> tuple[float, float]:
         """(relative error of the plain nearest integers, seconds that it took to know)."""
         started = time.perf_counter()
-        weight = self.weight.to(device, torch.float32)
-        rounded = quantize_matrix(weight, self.format, self.name).dequantize()
-        error, _ = _relative(rounded.sub_(weight), weight, hessian)
-        return error, time.perf_counter() - started
+        error = _ErrorSum(hessian)
+        for piece in self.pieces(device):
+            error.add(quantize_matrix(piece, self.format, self.name), piece)
+        return error.relative(), time.perf_counter() - started
+
+
+@dataclass
+class _ErrorSum:
+    """Squared errors of outputs, or of weights where there is no Hessian, and what they are of."""
+
+    hessian: Tensor | None
+    above: float = 0.0
+    below: float = 0.0
+
+    def add(self, quantized: QuantizedTensor | GroupedTensor, weight: Tensor) -> None:
+        self.above += self._squared(quantized.dequantize().sub_(weight))
+        self.below += self._squared(weight)
+
+    def relative(self) -> float:
+        return (self.above / self.below) ** 0.5 if self.below > 0 else 0.0
+
+    def _squared(self, weight: Tensor) -> float:
+        if self.hessian is None:
+            return float(weight.square().sum())
+        return float(squared_output(weight, self.hessian).sum().clamp(min=0))
 
 
 def _compress(
@@ -158,18 +195,42 @@ def _compress(
     before: tuple[float, float],
 ) -> tuple[StoredWeight, LayerReport]:
     started = time.perf_counter()
-    name, format, weight = linear.name, linear.format, linear.weight.to(device, torch.float32)
-    if error is not None and method.is_gptq:
-        chosen = gptq(weight, error, format, name, candidates=SEARCHED_RANGES)
-    else:
-        chosen = _nearest(weight, format, name, error)
-    hessian = None if error is None else error.hessian
-    error_after, loss = _relative(chosen.dequantize().sub_(weight), weight, hessian)
-    stored = chosen.to("cpu")
+    name, format = linear.name, linear.format
+    after = _ErrorSum(None if error is None else error.hessian)
+    parts: list[QuantizedTensor | GroupedTensor] = []
+    for piece in linear.pieces(device):
+        if error is not None and method.is_gptq:
+            chosen = gptq(piece, error, format, name, candidates=SEARCHED_RANGES)
+        else:
+            chosen = _nearest(piece, format, name, error)
+        after.add(chosen, piece)
+        parts.append(chosen.to("cpu"))
+    stored = _joined(parts)
     bits = 8 * stored.nbytes / stored.shape.numel()
     error_before, seconds = before
     seconds += time.perf_counter() - started
-    return stored, LayerReport(name, format.name, bits, error_before, error_after, loss, seconds)
+    return stored, LayerReport(
+        name, format.name, bits, error_before, after.relative(), after.above, seconds
+    )
+
+
+def _joined(
+    parts: Sequence[QuantizedTensor | GroupedTensor],
+) -> QuantizedTensor | GroupedTensor:
+    """Neighbouring rows as one matrix."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    data = torch.cat([part.data for part in parts])
+    scale = torch.cat([part.scale for part in parts])
+    if isinstance(first, QuantizedTensor):
+        return QuantizedTensor(data, scale)
+    grouped = [part for part in parts if isinstance(part, GroupedTensor)]
+    zeros = [part.zero for part in grouped if part.zero is not None]
+    shape = torch.Size((len(data), first.shape[1]))
+    row_scale = torch.cat([part.row_scale for part in grouped])
+    zero = torch.cat(zeros) if zeros else None
+    return GroupedTensor(data, scale, row_scale, shape, first.format, zero)
 
 
 def _nearest(
@@ -220,12 +281,3 @@ def _fold(
     part = {name: floats[name].to(device, torch.float32) for name in names}
     fold(part, source, factors)
     floats.update({name: weight.to("cpu") for name, weight in part.items()})
-
-
-def _relative(difference: Tensor, weight: Tensor, hessian: Tensor | None) -> tuple[float, float]:
-    if hessian is None:
-        above, below = float(difference.square().sum()), float(weight.square().sum())
-    else:
-        above = float(squared_output(difference, hessian).sum().clamp(min=0))
-        below = float(squared_output(weight, hessian).sum().clamp(min=0))
-    return (above / below) ** 0.5 if below > 0 else 0.0, above

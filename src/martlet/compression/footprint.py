@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from martlet.compression.compress_block import Method
+from martlet.compression.compress_block import PIECE_ELEMENTS, Method
 from martlet.compression.compressor import batch_size_of
 from martlet.compression.walk import Sample, batches_of
 from martlet.models.architecture import FIXED, Architecture, BlockSpec, LinearInput, Stack
@@ -16,8 +16,8 @@ from martlet.models.architecture import FIXED, Architecture, BlockSpec, LinearIn
 __all__ = ["Footprint", "footprint"]
 
 _FLOAT_BYTES = 4
-# Of a matrix in float32 that exist at a time while its integers are chosen: itself, what is left of
-# it, its rounded and its corrected form, their differences, and the tables of a tile.
+# Of a piece of a matrix in float32 that exist at a time while its integers are chosen: itself, what
+# is left of it, its rounded and its corrected form, their differences, and the tables of a tile.
 _MATRIX_COPIES = 7
 # Of a Hessian: its sorted copy, the factor, a unit matrix, its inverse, and the solver's own.
 _FACTOR_COPIES = 5
@@ -97,7 +97,9 @@ def _block_bytes(
 def _rounding_bytes(spec: BlockSpec, inputs: Sequence[LinearInput], method: Method) -> int:
     largest = max(math.prod(t.shape) for t in spec.tensors if t.kind != "other")
     side = max(_sides(spec, inputs))
-    total = _MATRIX_COPIES * largest * _FLOAT_BYTES
+    # Factors are judged with a whole matrix, or those that share its input.
+    shared = 3 * largest if method.is_scaled else 0
+    total = max(_MATRIX_COPIES * min(largest, PIECE_ELEMENTS), shared) * _FLOAT_BYTES
     if method.is_gptq:
         total += _FACTOR_COPIES * side * side * _FLOAT_BYTES
     return total
