@@ -134,3 +134,14 @@ def test_inputs_that_are_no_numbers_are_refused():
     hessian[3, 4] = torch.nan
     with pytest.raises(ModelFileError, match="calibration inputs"):
         OutputError(hessian)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*NAMES, "int8"])
+def test_a_gpu_makes_up_for_errors_as_well_as_a_processor(name):
+    format = parse_format(name)
+    weight, hessian = _random(70, 300), _hessian(_correlated_inputs(900, 300))
+    here = gptq(weight, OutputError(hessian), format, candidates=4)
+    there = gptq(weight.cuda(), OutputError(hessian.cuda()), format, candidates=4).to("cpu")
+    costs = [_cost(weight, quantized, hessian) for quantized in (here, there)]
+    assert costs[1] == pytest.approx(costs[0], rel=0.05)

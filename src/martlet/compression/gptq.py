@@ -186,9 +186,9 @@ def _inverse_factor(hessian: Tensor, order: Tensor, damp: float) -> Tensor | Non
         if int(failed):
             return None
         del matrix
-        one = torch.eye(len(order), device=hessian.device)
-        inverse = torch.linalg.solve_triangular(lower, one, upper=False)
-        del lower, one
+        inverse = torch.eye(len(order), device=hessian.device)
+        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+        del lower
         upper = inverse.flip(0, 1)
     return upper if bool(torch.isfinite(upper.sum())) else None
 
