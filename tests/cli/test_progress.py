@@ -23,6 +23,14 @@ def test_away_from_a_terminal_a_line_comes_every_five_seconds_with_the_time_left
     assert lines == ["converting: 25%, 15.0 s left", "converting: 50%, 10.0 s left"]
 
 
+def test_lines_name_what_is_worked_on_where_that_is_wanted(clock, capsys):
+    with Meter("adapting", has_lines_of_detail=True) as meter:
+        clock.now = 5.0
+        meter.update(1, 4, "decoder.3: error 2.1e-03")
+    line = "adapting: 25%, 15.0 s left; decoder.3: error 2.1e-03\n"
+    assert capsys.readouterr().err == line
+
+
 def test_short_work_says_nothing(clock, capsys):
     with Meter("converting") as meter:
         clock.now = 4.9

@@ -78,7 +78,7 @@ def command(model: str, dst: Path, as_json: bool, **options: Any) -> None:
     from martlet.api.adapting_options import AdaptationOptions
 
     own = {name: options.pop(name) for name in _OWN}
-    with Meter("adapting") as meter:
+    with Meter("adapting", has_lines_of_detail=True) as meter:
         report = adapt(
             model, dst, options=AdaptationOptions(**options), progress=meter.update, **own
         )

@@ -36,11 +36,13 @@ def working(what: str) -> Iterator[None]:
 class Meter:
     """Progress with the time that is left: a bar on a terminal, elsewhere a line now and then.
 
-    Work that is over before the first line was due says nothing.
+    Work that is over before the first line was due says nothing. With ``has_lines_of_detail`` the
+    lines name what is being worked on, as the bar does.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, has_lines_of_detail: bool = False) -> None:
         self._what = what
+        self._has_lines_of_detail = has_lines_of_detail
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -82,4 +84,7 @@ class Meter:
             return
         self._last_line = now
         left = (now - self._start) * (total - done) / done
-        click.echo(f"{self._what}: {done / total:.0%}, {duration(left)} left", err=True)
+        line = f"{self._what}: {done / total:.0%}, {duration(left)} left"
+        if self._has_lines_of_detail and detail:
+            line += f"; {detail}"
+        click.echo(line, err=True)
