@@ -16,8 +16,8 @@ from martlet.models.architecture import FIXED, Architecture, BlockSpec
 __all__ = ["AdaptationFootprint", "adaptation_footprint"]
 
 _FLOAT_BYTES = 4
-# Of a trained integer: its level, the gradient, two moments.
-_LEVEL_BYTES = 4 * _FLOAT_BYTES
+# Of a trained integer: its level, the best one, the gradient, two moments.
+_LEVEL_BYTES = 5 * _FLOAT_BYTES
 # Of a small number: itself, its two moments, the best state.
 _NUMBER_COPIES = 4
 # Widths of all matrices of a block that the way back keeps for a token, and what it makes of them.

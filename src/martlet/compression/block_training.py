@@ -31,8 +31,8 @@ Progress = Callable[[int, float], None]
 _LOOKS = 8  # at the held-out samples while a block is trained
 _ITERATIONS_BETWEEN_REPORTS = 8  # each makes a GPU wait
 _BETAS = (0.9, 0.99)  # few steps: the older ones must not weigh long
-# Bytes for a trained integer: level, its gradient, two moments, each float32.
-_TRAINED_BYTES = 16
+# Bytes for a trained integer: level, the best one, gradient, two moments, each float32.
+_TRAINED_BYTES = 20
 
 
 @dataclass(frozen=True)
