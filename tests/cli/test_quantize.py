@@ -85,7 +85,6 @@ def test_gptq_keeps_more_of_a_trained_model_than_rounding_to_nearest(martlet, tm
     bundled = Path(martlet_package.__file__).parent / "zoo" / name
     floats = tmp_path / "floats"
     assert martlet("convert", bundled, floats, "--quantize", "none").code == 0
-    costs = {}
     for method in ("nearest", "gptq"):
         done = martlet(
             *("quantize", floats, tmp_path / method, "--method", method, "--format", "int4-g128"),
@@ -93,11 +92,11 @@ def test_gptq_keeps_more_of_a_trained_model_than_rounding_to_nearest(martlet, tm
             *("--sample-tokens", "192", "--device", "cpu"),
         )
         assert done.code == 0, done.stderr
-        scored = martlet("perplexity", tmp_path / method, tmp_path / "unseen.txt", "--json")
-        costs[method] = json.loads(scored.stdout)
-    assert _bits(costs["gptq"]) < _bits(costs["nearest"])
-
-
-def _bits(scored):
-    rows = scored if isinstance(scored, list) else [scored]
-    return rows[0]["bits_per_character"]
+    scored = martlet(
+        *("perplexity", tmp_path / "nearest", tmp_path / "gptq", tmp_path / "unseen.txt"),
+        *("--against", floats, "--json"),
+    )
+    assert scored.code == 0, scored.stderr
+    # On so short a text a perplexity is now and then better by chance, a divergence is not.
+    by_folder = {Path(row["model"]).name: row for row in json.loads(scored.stdout)}
+    assert 0 < by_folder["gptq"]["kl"] < 0.95 * by_folder["nearest"]["kl"]
