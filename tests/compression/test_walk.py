@@ -170,7 +170,7 @@ def test_a_gpu_gives_the_gradients_of_the_processor(name, tiny_model, random_sam
     gradients = {}
     for device in ("cpu", "cuda"):
         blocks = {
-            block: {key: weight.to(device) for key, weight in weights.items()}
+            block: {key: weight.detach().clone().to(device) for key, weight in weights.items()}
             for block, weights in model.blocks.items()
         }
         for block, weights in blocks.items():

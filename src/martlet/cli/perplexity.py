@@ -12,12 +12,12 @@ import click
 from martlet.cli.options import TEXT, LoadOptions, as_json, load_options_of_several
 from martlet.cli.output import note, print_json, print_table, print_text
 from martlet.cli.progress import Meter, working
-from martlet.errors import UsageError
+from martlet.engine.text_file import read_text_file
 
 if TYPE_CHECKING:
     from martlet.api.comparing import FormatScore, Variant
 
-__all__ = ["command", "read_text"]
+__all__ = ["command"]
 
 _HEADS = ("model", "format", "bits", "b/char", "perplexity", "change", "KL", "top-1")
 _WIDTH = 80
@@ -48,7 +48,7 @@ def command(
     side. The first, or that of --against, is what the others are compared with: change of the
     perplexity, KL divergence in nats for a token, and how often the likeliest token is the same.
     """
-    text = read_text(file)
+    text = read_text_file(file, "the text").text
     with working("loading torch"):
         from martlet.api.comparing import compare_formats
     variants = _variants(models, against, loading)
@@ -131,25 +131,3 @@ def _row(result: FormatScore) -> tuple[str, ...]:
 
 def _shortened(name: str, room: int) -> str:
     return name if len(name) <= room else name[: room - 1] + "…"
-
-
-def read_text(file: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        UsageError: the file is missing, unreadable, empty or not UTF-8.
-    """
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{file} is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset "
-            f"{error.start:,}; convert it first, e.g. with `iconv -f GB18030 -t UTF-8`"
-        ) from error
-    if not text.strip():
-        raise UsageError(f"{file} is empty; there is nothing to measure")
-    return text

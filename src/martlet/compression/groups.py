@@ -7,6 +7,7 @@ the integers that they became.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -68,15 +69,13 @@ def quantize_groups(
     Raises:
         ModelFileError: a weight is infinite or not a number.
     """
-    rows, columns = weight.shape
-    step = max(1, _TILE_ELEMENTS // max(1, columns))
     parts = []
-    for start in range(0, rows, step):
-        tile = weight[start : start + step].to(torch.float32)
-        scales = search_scales(tile, format, name, candidates=candidates, importance=importance)
+    for tile in _tiles(weight, name):
+        scales = _searched(tile, format, candidates, importance)
         parts.append((scales, nearest(tile, scales, format)))
     joined = _joined([scales for scales, _ in parts])
-    return assemble(torch.cat([integers for _, integers in parts]), joined, columns, format)
+    integers = torch.cat([integers for _, integers in parts])
+    return assemble(integers, joined, weight.shape[1], format)
 
 
 def assemble(
@@ -112,22 +111,29 @@ def search_scales(
     Raises:
         ModelFileError: a weight is infinite or not a number.
     """
+    tiles = _tiles(weight, name)
+    return _joined([_searched(tile, format, candidates, importance) for tile in tiles])
+
+
+def _tiles(weight: Tensor, name: str) -> Iterator[Tensor]:
+    """A few rows at a time, in float32; ModelFileError where one is not finite."""
     step = max(1, _TILE_ELEMENTS // max(1, weight.shape[1]))
-    if weight.shape[0] > step:
-        tiles = torch.split(weight, step)
-        return _joined(
-            [
-                search_scales(tile, format, name, candidates=candidates, importance=importance)
-                for tile in tiles
-            ]
-        )
+    for start in range(0, weight.shape[0], step):
+        tile = weight[start : start + step].to(torch.float32)
+        # The sum is finite for all but the strangest matrices, and needs no memory.
+        if not bool(torch.isfinite(tile.sum())) and not bool(torch.isfinite(tile).all()):
+            row = start + int(torch.isfinite(tile).all(-1).logical_not().nonzero()[0, 0])
+            raise ModelFileError(
+                f"{name}: row {row} holds an infinite weight or one that is not a number; "
+                f"the checkpoint is damaged or overflowed when it was saved"
+            )
+        yield tile
+
+
+def _searched(
+    weight: Tensor, format: WeightFormat, candidates: int, importance: Tensor | None
+) -> GroupScales:
     values, counts = _in_groups(weight, format, importance)
-    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-        row = int(torch.isfinite(values).all(-1).all(-1).logical_not().nonzero()[0, 0])
-        raise ModelFileError(
-            f"{name}: row {row} holds an infinite weight or one that is not a number; "
-            f"the checkpoint is damaged or overflowed when it was saved"
-        )
     best = _Search(values, counts, format)
     for index in range(candidates):
         share = 1.0 - 0.5 * index / candidates
