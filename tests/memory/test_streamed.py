@@ -5,6 +5,7 @@ too early or too late, shows. Decoder blocks have 5 MB: a copy takes longer than
 """
 
 import functools
+import gc
 import logging
 import zlib
 from dataclasses import replace
@@ -135,7 +136,9 @@ def resident(model):
 
 @pytest.fixture
 def own_limit():
-    """What a test does to torch's allocator ends with it."""
+    """What a test does to torch's allocator ends with it, and what others left there is gone."""
+    gc.collect()
+    torch.cuda.empty_cache()
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
 
