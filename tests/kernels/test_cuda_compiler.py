@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from martlet.errors import KernelCompileError, MartletError
+from martlet.kernels.code_cache import cache_key, read_code, write_code
 from martlet.kernels.cuda import compiler
 from martlet.kernels.cuda.compiler import Nvrtc, compile_cubin, compile_options, find_nvrtc
-from martlet.kernels.cuda.cubin_cache import cache_key, read_cubin, write_cubin
 
 SOURCE = """
 extern "C" __global__ void scale(float* x, float factor, int count) {
@@ -92,14 +92,14 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("platformdirs.user_cache_path", no_home)
-    write_cubin("key", b"code")
-    assert read_cubin("key") is None
+    write_code("key", b"code")
+    assert read_code("key") is None
 
 
 def _write_many(home: str, key: str, cubin: bytes) -> None:
     os.environ["XDG_CACHE_HOME"] = home
     for _ in range(50):
-        write_cubin(key, cubin)
+        write_code(key, cubin)
 
 
 def test_writers_at_the_same_time_never_leave_half_a_file(cache_home):
@@ -107,11 +107,11 @@ def test_writers_at_the_same_time_never_leave_half_a_file(cache_home):
     context = multiprocessing.get_context("spawn")
     home = str(cache_home.parent.parent)
     writers = [context.Process(target=_write_many, args=(home, key, code)) for code in codes]
-    write_cubin(key, codes[0])
+    write_code(key, codes[0])
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        assert read_cubin(key) in codes
+        assert read_code(key) in codes
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert [path.name for path in cache_home.iterdir()] == [f"{key}.cubin"]
 

@@ -17,7 +17,7 @@ import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from martlet.kernels.cuda.cubin_cache import cache_key, read_cubin, write_cubin
+from martlet.kernels.code_cache import cache_key, read_code, write_code
 
 __all__ = ["NativeError", "find_compiler", "load_native", "load_packaged", "open_library"]
 
@@ -67,10 +67,10 @@ def find_compiler() -> str | None:
 
 def _compiled(source: str, compiler: str) -> bytes:
     key = cache_key((source, *_FLAGS, *_identity(compiler), *_processor()))
-    code = read_cubin(key, ".so")
+    code = read_code(key, ".so")
     if code is None:
         code = _compile(source, compiler)
-        write_cubin(key, code, ".so")
+        write_code(key, code, ".so")
     return code
 
 

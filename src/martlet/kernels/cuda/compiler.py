@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from martlet.errors import KernelCompileError
-from martlet.kernels.cuda.cubin_cache import cache_key, read_cubin, write_cubin
+from martlet.kernels.code_cache import cache_key, read_code, write_code
 
 __all__ = [
     "Nvrtc",
@@ -82,12 +82,12 @@ def compile_cubin(
     options = compile_options(architecture, defines)
     headers = (part for header in _headers().items() for part in header)
     key = cache_key((nvrtc.version, name, source, *options, *headers))
-    cubin = read_cubin(key)
+    cubin = read_code(key)
     if cubin is None:
         start = time.perf_counter()
         cubin, _ = nvrtc.compile(source, name, options)
         _spent_seconds.append(time.perf_counter() - start)
-        write_cubin(key, cubin)
+        write_code(key, cubin)
     return cubin
 
 

@@ -1,4 +1,4 @@
-"""Machine code that was compiled before, kept in the user's cache folder.
+"""Machine code for a GPU or this processor that was compiled before, in the user's cache folder.
 
 A file is the SHA-256 of the code and then the code. Whatever goes wrong with one (cut short,
 not ours, not readable, a full disk) only means that the code is compiled again.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["cache_key", "read_cubin", "write_cubin"]
+__all__ = ["cache_key", "read_code", "write_code"]
 
 
 def cache_key(parts: Iterable[str]) -> str:
@@ -28,8 +28,8 @@ def cache_key(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def read_cubin(key: str, suffix: str = ".cubin") -> bytes | None:
-    """What ``write_cubin`` kept under this key; None where there is nothing sound."""
+def read_code(key: str, suffix: str = ".cubin") -> bytes | None:
+    """What ``write_code`` kept under this key; None where there is nothing sound."""
     path = _path(key, suffix)
     if path is None:
         return None
@@ -37,11 +37,11 @@ def read_cubin(key: str, suffix: str = ".cubin") -> bytes | None:
         data = path.read_bytes()
     except OSError:
         return None
-    digest, cubin = data[:32], data[32:]
-    return cubin if hashlib.sha256(cubin).digest() == digest else None
+    digest, code = data[:32], data[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
 
 
-def write_cubin(key: str, cubin: bytes, suffix: str = ".cubin") -> None:
+def write_code(key: str, code: bytes, suffix: str = ".cubin") -> None:
     """Keep machine code for later processes, where the folder can be written."""
     path = _path(key, suffix)
     if path is None:
@@ -51,10 +51,9 @@ def write_cubin(key: str, cubin: bytes, suffix: str = ".cubin") -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(cubin).digest() + cubin)
-            Path(name).replace(
-                path
-            )  # at once: no process that runs beside this one sees half a file
+                file.write(hashlib.sha256(code).digest() + code)
+            # At once: no process that runs beside this one sees half a file.
+            Path(name).replace(path)
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
