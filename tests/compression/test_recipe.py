@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from martlet.checkpoint.planned import PlannedWeight
-from martlet.compression.recipe import Recipe, bits_per_weight, named_format
+from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.errors import UsageError
 from martlet.models.config import load_architecture
-from martlet.quantization.formats import INT4, INT8, parse_format
+from martlet.quantization.formats import INT4, INT8, named_format, parse_format
 
 GPT2 = {
     "model_type": "gpt2",

@@ -102,6 +102,12 @@ def test_an_int8_cache_leaves_room_for_more_texts(make_model):
     assert demands["int8"].workspace_bytes > demands["none"].workspace_bytes
 
 
+@pytest.mark.parametrize("quantize", ["int3", "", 4, True])
+def test_a_form_of_the_weights_that_there_is_not_is_refused(quantize):
+    with pytest.raises(UsageError, match="quantize is .*; it must be none, int8, int4"):
+        LoadOptions(quantize=quantize)
+
+
 def test_a_form_of_the_cache_that_there_is_not_is_refused():
     with pytest.raises(UsageError, match="kv_cache is 'int4'; it must be none or int8"):
         LoadOptions(kv_cache="int4")

@@ -100,7 +100,9 @@ class FittedBlock:
     def keep_inside(self, numbers: Numbers) -> None:
         """Bring levels that a step of training took out of the range of integers back into it."""
         for name in self._with_levels:
-            lowest, highest = _range(self._weights[name])
+            weight = self._weights[name]
+            assert not isinstance(weight, Tensor)
+            lowest, highest = weight.format.levels
             numbers[f"{name}:{LEVELS}"].clamp_(lowest - _INSIDE, highest + _INSIDE)
 
     def settled(self, numbers: Numbers) -> dict[str, StoredWeight]:
@@ -123,11 +125,6 @@ def _number_shapes(weight: StoredWeight) -> dict[str, tuple[int, ...]]:
     assert isinstance(weight, GroupedTensor)
     shape = tuple(weight.scale.shape)
     return {"scale": shape} if weight.zero is None else {"scale": shape, "zero": shape}
-
-
-def _range(weight: StoredWeight) -> tuple[int, int]:
-    assert not isinstance(weight, Tensor)
-    return (0, 15) if weight.format.bits == 4 else (-127, 127)
 
 
 def _group_size(weight: QuantizedTensor | GroupedTensor) -> int:
@@ -212,16 +209,11 @@ def _first_levels(latent: Tensor, weight: QuantizedTensor | GroupedTensor) -> Te
         values = _grouped(latent[start:stop].to(torch.float32), _group_size(weight))
         step = factor[start:stop, :, None]
         values = values / torch.where(step == 0, torch.inf, step)
-        center = _center(weight) if zero is None else zero[start:stop, :, None]
+        center = weight.format.center if zero is None else zero[start:stop, :, None]
         integers = _integers(weight.rows(start, stop)).to(torch.float32)
         exact = (values + center).view(stop - start, -1)[:, : latent.shape[1]]
         levels[start:stop] = exact.clamp(integers - _INSIDE, integers + _INSIDE)
     return levels
-
-
-def _center(weight: QuantizedTensor | GroupedTensor) -> float:
-    """The integer that stands for zero where there are no zeros."""
-    return 8.0 if weight.format.bits == 4 else 0.0
 
 
 def _tiles(shape: torch.Size) -> list[tuple[int, int]]:
@@ -296,5 +288,5 @@ def _distances(
         integers = _integers(weight.rows(start, stop)).to(torch.float32)
     else:
         integers = levels[start:stop].round()
-    center = _center(weight) if zero is None else zero[start:stop, :, None]
+    center = weight.format.center if zero is None else zero[start:stop, :, None]
     return _grouped(integers, _group_size(weight)) - center

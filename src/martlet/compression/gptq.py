@@ -206,7 +206,7 @@ def _by_rows(weight: Tensor, grid: _Grid, error: OutputError) -> Tensor:
 def _corrected(weight: Tensor, grid: _Grid, error: OutputError) -> Tensor:
     """Integers of some rows, (rows, in_features), each input chosen after those before it."""
     rows, columns = weight.shape
-    lowest, highest = (0, 15) if grid.format.bits == 4 else (-127, 127)
+    lowest, highest = grid.format.levels
     dtype = torch.uint8 if grid.format.bits == 4 else torch.int8
     order, factor = error.order, error.upper
     left = weight.t()[order]  # (in_features, rows): what is still to be represented

@@ -47,7 +47,7 @@ class GroupScales:
         """The integers that stand for zero, (out_features, num_groups) float32."""
         if self.zero is not None:
             return self.zero.to(torch.float32)
-        return torch.full_like(self.scale, 8.0 if format.bits == 4 else 0.0, dtype=torch.float32)
+        return torch.full_like(self.scale, format.center, dtype=torch.float32)
 
 
 def quantize_groups(
@@ -195,7 +195,7 @@ class _Search:
         self._row_scale = torch.exp2(exponent.clamp(-120, 120))
         self._error = torch.full(values.shape[:2], torch.inf, device=values.device)
         self._scale = torch.zeros(values.shape[:2], device=values.device)
-        self._zero = torch.full_like(self._scale, 8.0 if format.bits == 4 else 0.0)
+        self._zero = torch.full_like(self._scale, format.center)
 
     def offer(self, scale: Tensor, zero: Tensor) -> None:
         """Take scale and zero where their error is smaller."""
@@ -243,8 +243,7 @@ class _Search:
 def _levels(values: Tensor, step: Tensor, zero: Tensor, format: WeightFormat) -> Tensor:
     """The integers nearest to the weights, as floats; where the step is zero, those of zero."""
     levels = values / torch.where(step == 0, torch.inf, step) + zero
-    lowest, highest = (0, 15) if format.bits == 4 else (-127, 127)
-    return levels.round_().clamp_(lowest, highest)
+    return levels.round_().clamp_(*format.levels)
 
 
 def nearest(weight: Tensor, scales: GroupScales, format: WeightFormat) -> Tensor:

@@ -10,27 +10,11 @@ from martlet.checkpoint.planned import PlannedWeight
 from martlet.compression.absmax import QUANTIZED_KINDS
 from martlet.errors import UsageError
 from martlet.models.architecture import FIXED, BlockSpec, TensorSpec
-from martlet.quantization.formats import GROUP_SIZES, WeightFormat, parse_format
+from martlet.quantization.formats import WeightFormat, named_format
 
-__all__ = ["Recipe", "bits_per_weight", "named_format"]
+__all__ = ["Recipe", "bits_per_weight"]
 
-_SIZES = ", ".join(map(str, GROUP_SIZES[:-1])) + f" or {GROUP_SIZES[-1]}"
 _LEAVE = "none"
-
-
-def named_format(name: str, option: str = "quantize") -> WeightFormat:
-    """The format of that name; ``option`` is what the error calls it.
-
-    Raises:
-        UsageError: there is no such format; lists those that there are.
-    """
-    format = parse_format(name) if isinstance(name, str) else None
-    if format is None:
-        raise UsageError(
-            f"{option} is {name!r:.40}, no format of weights; it may be int8, int4 (groups of 32), "
-            f"int8-gN, int4-gN or int4-gN-asym with N {_SIZES}"
-        )
-    return format
 
 
 @dataclass(frozen=True)

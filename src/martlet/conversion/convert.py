@@ -16,14 +16,14 @@ from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
 from martlet.compression.absmax import QUANTIZED_KINDS
 from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
-from martlet.compression.recipe import Recipe, bits_per_weight, named_format
+from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.conversion.detect import open_source
 from martlet.conversion.source import Source
 from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.formats import WeightFormat
+from martlet.quantization.formats import WeightFormat, named_format
 from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["ConversionReport", "Progress", "StoredFloat", "convert"]
@@ -131,7 +131,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
 def _parse_recipe(quantize: str | Recipe | None) -> Recipe | None:
     if quantize is None or isinstance(quantize, Recipe):
         return quantize
-    return None if quantize == "none" else Recipe(named_format(quantize))
+    return None if quantize == "none" else Recipe(named_format(quantize, besides="none, "))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from martlet.device.size import parse_bytes
 from martlet.errors import UsageError
-from martlet.quantization.formats import GROUP_SIZES, WeightFormat, parse_format
+from martlet.quantization.formats import WeightFormat, named_format
 from martlet.quantization.kv_form import KV_FORMS, KVForm
 
 __all__ = ["LEAST_CONTEXT", "MOST_CONTEXT", "MOST_SLOTS", "LoadOptions", "parse_quantize"]
@@ -17,25 +17,13 @@ LEAST_CONTEXT = 8
 MOST_CONTEXT = 1 << 20
 
 
-_SIZES = ", ".join(map(str, GROUP_SIZES[:-1])) + f" or {GROUP_SIZES[-1]}"
-
-
 def parse_quantize(quantize: str, name: str = "quantize") -> WeightFormat | None:
     """The format of matrices that a name asks for; None is "none", floats.
 
     Raises:
         UsageError: no such format; lists them, and calls the value ``name``.
     """
-    if quantize == "none":
-        return None
-    format = parse_format(quantize)
-    if format is None:
-        raise UsageError(
-            f"{name} is {quantize!r:.40}; it must be none, int8, int4 (groups of 32), int8-gN, "
-            f"int4-gN or int4-gN-asym with N {_SIZES}, or be left out to keep the weights as "
-            "they are stored"
-        )
-    return format
+    return None if quantize == "none" else named_format(quantize, name, besides="none, ")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["GROUP_SIZES", "INT4", "INT8", "WeightFormat", "parse_format"]
+from martlet.errors import UsageError
+
+__all__ = ["GROUP_SIZES", "INT4", "INT8", "WeightFormat", "named_format", "parse_format"]
 
 GROUP_SIZES = (32, 64, 128)
 
@@ -35,6 +37,16 @@ class WeightFormat:
         """As in files and options: "int8", "int8-g64", "int4-g32", "int4-g128-asym"."""
         group = "" if self.group_size is None else f"-g{self.group_size}"
         return f"int{self.bits}{group}{'-asym' if self.has_zeros else ''}"
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest and the highest integer that a weight may become: 0..15 or -127..127."""
+        return (0, 15) if self.bits == 4 else (-127, 127)
+
+    @property
+    def center(self) -> float:
+        """The integer that stands for zero where no zero is stored."""
+        return 8.0 if self.bits == 4 else 0.0
 
     @property
     def bytes_per_weight(self) -> float:
@@ -70,3 +82,21 @@ def parse_format(name: str) -> WeightFormat | None:
     if bits == 4 and group is None:
         group = "32"
     return WeightFormat(bits, None if group is None else int(group), match["zeros"] is not None)
+
+
+def named_format(name: str, option: str = "quantize", *, besides: str = "") -> WeightFormat:
+    """The format of that name; ``option`` is what the error calls it.
+
+    ``besides`` is what else the option takes, for the error: "none, ".
+
+    Raises:
+        UsageError: there is no such format; lists those that there are.
+    """
+    format = parse_format(name) if isinstance(name, str) else None
+    if format is None:
+        sizes = ", ".join(map(str, GROUP_SIZES[:-1])) + f" or {GROUP_SIZES[-1]}"
+        raise UsageError(
+            f"{option} is {name!r:.40}; it must be {besides}int8, int4 (groups of 32), int8-gN, "
+            f"int4-gN or int4-gN-asym with N {sizes}"
+        )
+    return format
