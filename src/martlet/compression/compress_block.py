@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from martlet.compression.scaling import Consumer, best_factors, fold, rescale_he
 from martlet.errors import UsageError
 from martlet.models.architecture import LinearInput
 from martlet.quantization.formats import WeightFormat
+from martlet.quantization.joining import joined_rows
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
 
 __all__ = [
@@ -205,32 +206,13 @@ def _compress(
             chosen = _nearest(piece, format, name, error)
         after.add(chosen, piece)
         parts.append(chosen.to("cpu"))
-    stored = _joined(parts)
+    stored = joined_rows(parts)
     bits = 8 * stored.nbytes / stored.shape.numel()
     error_before, seconds = before
     seconds += time.perf_counter() - started
     return stored, LayerReport(
         name, format.name, bits, error_before, after.relative(), after.above, seconds
     )
-
-
-def _joined(
-    parts: Sequence[QuantizedTensor | GroupedTensor],
-) -> QuantizedTensor | GroupedTensor:
-    """Neighbouring rows as one matrix."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    data = torch.cat([part.data for part in parts])
-    scale = torch.cat([part.scale for part in parts])
-    if isinstance(first, QuantizedTensor):
-        return QuantizedTensor(data, scale)
-    grouped = [part for part in parts if isinstance(part, GroupedTensor)]
-    zeros = [part.zero for part in grouped if part.zero is not None]
-    shape = torch.Size((len(data), first.shape[1]))
-    row_scale = torch.cat([part.row_scale for part in grouped])
-    zero = torch.cat(zeros) if zeros else None
-    return GroupedTensor(data, scale, row_scale, shape, first.format, zero)
 
 
 def _nearest(

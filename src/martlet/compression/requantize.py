@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from martlet.compression.nearest import quantize_matrix
 from martlet.quantization.formats import WeightFormat
-from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight
+from martlet.quantization.joining import joined_rows
+from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["in_format", "in_formats"]
 
@@ -48,11 +49,11 @@ def in_format(
         return quantize_matrix(weight, format, name)
     num_rows, num_columns = weight.shape
     step = max(1, _PIECE_ELEMENTS // max(1, num_columns))
-    pieces = []
-    for start in range(0, num_rows, step):
-        rows = _floats(weight, start, min(start + step, num_rows), device)
-        pieces.append(rows if format is None else quantize_matrix(rows, format, name))
-    return _joined(pieces, weight.device)
+    starts = range(0, num_rows, step)
+    pieces = (_floats(weight, start, min(start + step, num_rows), device) for start in starts)
+    if format is None:
+        return torch.cat([piece.to(weight.device) for piece in pieces])
+    return joined_rows([quantize_matrix(piece, format, name).to(weight.device) for piece in pieces])
 
 
 def _format_of(weight: StoredWeight) -> WeightFormat | None:
@@ -63,28 +64,3 @@ def _floats(weight: StoredWeight, start: int, stop: int, device: torch.device) -
     if isinstance(weight, Tensor):
         return weight[start:stop].to(device)
     return weight.rows(start, stop).to(device).dequantize()
-
-
-def _joined(pieces: Sequence[StoredWeight], device: torch.device) -> StoredWeight:
-    """Rows behind each other, all of the same form, on a device."""
-
-    def joined(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([tensor.to(device) for tensor in tensors])
-
-    floats = [piece for piece in pieces if isinstance(piece, Tensor)]
-    if floats:
-        return joined(floats)
-    rows = [piece for piece in pieces if isinstance(piece, QuantizedTensor)]
-    if rows:
-        return QuantizedTensor(joined(r.data for r in rows), joined(r.scale for r in rows))
-    groups = [piece for piece in pieces if isinstance(piece, GroupedTensor)]
-    zeros = [group.zero for group in groups if group.zero is not None]
-    data = joined(group.data for group in groups)
-    return GroupedTensor(
-        data,
-        joined(group.scale for group in groups),
-        joined(group.row_scale for group in groups),
-        torch.Size((data.shape[0], groups[0].shape[1])),
-        groups[0].format,
-        joined(zeros) if zeros else None,
-    )
