@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-__all__ = ["PLOT", "memory_bytes", "plotted", "render"]
+__all__ = ["PLOT", "headline", "memory_bytes", "plotted", "render"]
 
 Row = dict[str, Any]
 
 PLOT = "images/tokens-per-memory.svg"
 _PLOTTED = {"shape": "cpm2-11b", "quantize": "int8", "protocol": "bminf", "batch": 1, "peer": None}
+_SAME = ("shape", "protocol", "device", "gpu_memory_budget_bytes")
 _COLUMNS = ("program", "batch", "budget", "peak", "decode", "share", "predicted", "streamed")
 _TIMES = ("encode", "first", "load")
 
@@ -32,6 +33,36 @@ def render(rows: Iterable[Row], words: dict[str, str], folder: str = "") -> str:
     parts += [words["where"].format(**_machine(rows)), ""]
     parts += [words["commands"], "", "```text", *sorted({_command(row) for row in rows}), "```"]
     return "\n".join(parts)
+
+
+def headline(rows: Iterable[Row], words: dict[str, str]) -> str:
+    """One line: where int4 gains most over int8 in the same memory; "" where nothing tells."""
+    rows = [row for row in rows if row["batch"] == 1 and row["peer"] is None]
+    pairs = [
+        (half, whole)
+        for half in rows
+        for whole in rows
+        if half["quantize"].startswith("int4")
+        and whole["quantize"] == "int8"
+        and half["gpu_memory_budget_bytes"] is not None
+        and all(half[name] == whole[name] for name in _SAME)
+    ]
+    if not pairs:
+        return ""
+    half, whole = max(pairs, key=lambda pair: _speed(pair[0]) / _speed(pair[1]))
+    return words["half"].format(
+        shape=half["shape"],
+        format=half["quantize"],
+        device=half["device"],
+        budget=f"{half['gpu_memory_budget_bytes'] / 2**30:g} GiB",
+        speed=_speed(half),
+        whole=_speed(whole),
+        commit=half["commit"],
+    )
+
+
+def _speed(row: Row) -> float:
+    return float(row["decode_tokens_per_second"])
 
 
 def plotted(rows: Iterable[Row]) -> list[Row]:

@@ -95,8 +95,12 @@ def render(words: dict[str, str]) -> str:
         "",
         words["startup"].format(median=_load("startup")[0]["median_seconds"]),
     ]
-    many = serving_tables.headline(_rows("serving"), words)
-    return "\n".join([*parts, *(("", many) if many else ())])
+    for line in (
+        benchmark_page.headline(_rows("h200"), words),
+        serving_tables.headline(_rows("serving"), words),
+    ):
+        parts += ["", line] if line else []
+    return "\n".join(parts)
 
 
 def render_benchmarks(page: str, words: dict[str, str]) -> str:
