@@ -9,6 +9,7 @@ from martlet.compression.fitted import FittedBlock
 from martlet.compression.nearest import quantize_matrix
 from martlet.compression.teacher import measure_targets
 from martlet.compression.walk import Walk
+from martlet.models.architecture import stacks_of
 from martlet.quantization.formats import parse_format
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def _at_once(student, samples, targets):
         walk = student.walk([sample])
         (batch,) = walk.batches
         walk.hold(dense["fixed"])
-        for stack in student.stacks:
+        for stack in stacks_of(student.architecture):
             hidden, _ = walk.embed(batch, stack)
             for index in range(student.architecture.num_blocks(stack)):
                 step, cache = walk.context(batch, stack)

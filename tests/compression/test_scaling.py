@@ -5,20 +5,16 @@ from martlet.compression.gptq import squared_output
 from martlet.compression.groups import quantize_groups
 from martlet.compression.scaling import Consumer, best_factors, fold, rescale_hessian
 from martlet.compression.walk import Walk
-from martlet.models.architecture import LinearInput
+from martlet.models.architecture import LinearInput, stacks_of
 from martlet.quantization.formats import INT4
 
 CPU = torch.device("cpu")
 NAMES = ["gpt2", "llama", "t5", "t5-tied"]
 
 
-def _stacks(architecture):
-    return ("encoder", "decoder") if architecture.has_encoder else ("decoder",)
-
-
 def _logits(architecture, blocks, samples):
     walk = Walk(architecture, samples, CPU, torch.float32, 4)
-    for stack in _stacks(architecture):
+    for stack in stacks_of(architecture):
         walk.enter(blocks["fixed"], stack)
         for index in range(architecture.num_blocks(stack)):
             walk.run(stack, index, blocks[f"{stack}.{index}"])

@@ -104,7 +104,7 @@ def test_an_int8_cache_leaves_room_for_more_texts(make_model):
 
 @pytest.mark.parametrize("quantize", ["int3", "", 4, True])
 def test_a_form_of_the_weights_that_there_is_not_is_refused(quantize):
-    with pytest.raises(UsageError, match="quantize is .*; it must be none, int8, int4"):
+    with pytest.raises(UsageError, match=r"quantize is .*; it must be none, int8, int4"):
         LoadOptions(quantize=quantize)
 
 

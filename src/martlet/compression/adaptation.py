@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from martlet.compression.adaptation_task import HOST, NEXT_STEP, AdaptationTask, Progress, Work
+from martlet.compression.adaptation_task import HOST, AdaptationTask, Progress, Work
 from martlet.compression.block_phase import BlockError, BlockPhase
+from martlet.compression.compressor import NEXT_STEP
 from martlet.compression.end_to_end import Student, held_out_loss
 from martlet.compression.fitted import FittedBlock, Numbers
 from martlet.compression.teacher import Targets

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from martlet.checkpoint.planned import PlannedWeight
+from martlet.compression.block_training import LEVEL_BYTES
+from martlet.compression.footprint import padded_tokens
 from martlet.compression.teacher import row_chunks
 from martlet.compression.walk import Sample, batches_of
-from martlet.models.architecture import FIXED, Architecture, BlockSpec
+from martlet.models.architecture import FIXED, Architecture, BlockSpec, hidden_size_of, stacks_of
 
 __all__ = ["AdaptationFootprint", "adaptation_footprint"]
 
 _FLOAT_BYTES = 4
-# Of a trained integer: its level, the best one, the gradient, two moments.
-_LEVEL_BYTES = 5 * _FLOAT_BYTES
 # Of a small number: itself, its two moments, the best state.
 _NUMBER_COPIES = 4
 # Widths of all matrices of a block that the way back keeps for a token, and what it makes of them.
@@ -55,8 +55,9 @@ def adaptation_footprint(
     """For a student whose blocks have these weights."""
     specs = architecture.block_specs()
     blocks = [spec for spec in specs if spec.name != FIXED]
-    tokens, kept_tokens = _tokens(architecture, samples, rows_at_once)
-    width = _width(architecture, specs)
+    batches = batches_of(samples, rows_at_once)
+    tokens, kept_tokens = padded_tokens(batches, stacks_of(architecture))
+    width = hidden_size_of(architecture)
     fixed = _numel(next(spec for spec in specs if spec.name == FIXED)) * dtype.itemsize
     running = max(
         2 * _numel(spec) * dtype.itemsize + _activation_bytes(spec, tokens, dtype)
@@ -69,13 +70,13 @@ def adaptation_footprint(
     numbers = sum(_num_numbers(weight) for weight in weights) * _NUMBER_COPIES * _FLOAT_BYTES
     # Of all samples: both models' states, the block's outputs, the encoder's output of both; and
     # what every block reads in one iteration from end to end.
-    stacks = 1 + architecture.has_encoder
     per_sample = -(-kept_tokens // len(samples))
-    states = (3 + 2 * (stacks - 1)) * kept_tokens + len(blocks) * batch_size * per_sample
+    states = (3 + 2 * architecture.has_encoder) * kept_tokens
+    states += len(blocks) * batch_size * per_sample
     return AdaptationFootprint(
         running_bytes=2 * fixed + max(running, head) + _DIVIDING_BYTES,
-        smallest_levels_bytes=max(map(max, matrices)) * _LEVEL_BYTES,
-        all_levels_bytes=max(map(sum, matrices)) * _LEVEL_BYTES,
+        smallest_levels_bytes=max(map(max, matrices)) * LEVEL_BYTES,
+        all_levels_bytes=max(map(sum, matrices)) * LEVEL_BYTES,
         model_bytes=sum(weight.nbytes for weight in weights)
         + numbers
         + states * width * dtype.itemsize,
@@ -99,23 +100,6 @@ def _num_numbers(weight: PlannedWeight) -> int:
     return rows * groups * (1 + weight.format.has_zeros)
 
 
-def _width(architecture: Architecture, specs: Sequence[BlockSpec]) -> int:
-    (name,) = architecture.head_input().consumers
-    fixed = next(spec for spec in specs if spec.name == FIXED)
-    return next(tensor.shape[1] for tensor in fixed.tensors if tensor.name == name)
-
-
 def _activation_bytes(spec: BlockSpec, tokens: int, dtype: torch.dtype) -> int:
     widths = sum(sum(tensor.shape) for tensor in spec.tensors if tensor.kind == "linear")
     return _ACTIVATION_COPIES * tokens * widths * dtype.itemsize
-
-
-def _tokens(
-    architecture: Architecture, samples: Sequence[Sample], rows_at_once: int
-) -> tuple[int, int]:
-    """Padded tokens of the largest batch, and of all batches, of the longer stack."""
-    batches = batches_of(samples, rows_at_once)
-    sizes = [[len(b.samples) * max(b.counts("decoder")) for b in batches]]
-    if architecture.has_encoder:
-        sizes.append([len(b.samples) * max(b.counts("encoder")) for b in batches])
-    return max(map(max, sizes)), max(map(sum, sizes))

@@ -13,12 +13,11 @@ from martlet.compression.compressor import Placement
 from martlet.compression.tuning import StateFile, TuningSettings
 from martlet.compression.walk import Sample
 from martlet.memory.executor import BlockSource
-from martlet.models.architecture import FIXED, Architecture, BlockSpec, Stack
+from martlet.models.architecture import FIXED, Architecture, BlockSpec
 from martlet.quantization.scheme import StoredWeight
 
 __all__ = [
     "HOST",
-    "NEXT_STEP",
     "TRAINING_PASSES",
     "TUNING_PASSES",
     "AdaptationFiles",
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 HOST = torch.device("cpu")
-NEXT_STEP = "take a larger --gpu-memory, shorter samples, or --device cpu"
 
 TRAINING_PASSES, TUNING_PASSES = 3, 4
 """Passes of a batch through a block that an iteration takes: forward and back, a pass back being
@@ -101,11 +99,6 @@ class AdaptationTask:
     def kept_on(self) -> torch.device:
         """Where blocks and hidden states wait."""
         return self.placement.device if self.is_resident else HOST
-
-    @property
-    def stacks(self) -> tuple[Stack, ...]:
-        """In the order in which they run."""
-        return ("encoder", "decoder") if self.architecture.has_encoder else ("decoder",)
 
     @property
     def block_names(self) -> list[str]:

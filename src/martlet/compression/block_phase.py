@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from martlet.compression.adaptation_task import NEXT_STEP, TRAINING_PASSES, AdaptationTask, Work
+from martlet.compression.adaptation_task import TRAINING_PASSES, AdaptationTask, Work
 from martlet.compression.block_training import BlockTask, train_block
-from martlet.compression.fitted import FittedBlock
+from martlet.compression.compressor import NEXT_STEP
 from martlet.compression.latents import aligned
 from martlet.compression.teacher import Targets, measure_targets
 from martlet.compression.walk import Walk
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import BlockSource
-from martlet.models.architecture import FIXED, Stack
+from martlet.models.architecture import FIXED, Stack, own_head_of, stacks_of
 from martlet.quantization.scheme import StoredWeight
 
 __all__ = ["BlockError", "BlockPhase"]
@@ -71,7 +71,7 @@ class BlockPhase:
             return Targets.from_state(self._targets)
         task = self._task
         own, theirs = self._walk(), self._walk()
-        for stack in task.stacks:
+        for stack in stacks_of(task.architecture):
             own.enter(self._fixed(task.student), stack)
             theirs.enter(self._fixed(task.teacher), stack)
             for index in range(task.architecture.num_blocks(stack)):
@@ -81,7 +81,7 @@ class BlockPhase:
                 own.leave(self._fixed(task.student), stack)
                 theirs.leave(self._fixed(task.teacher), stack)
         with report_out_of_memory("measuring the float model", NEXT_STEP):
-            fixed = self._on_device(task.teacher.block(FIXED))
+            fixed = self._task.placement.dense(task.teacher.block(FIXED))
             targets = measure_targets(theirs, fixed, task.settings.top_k)
         self._targets = targets.state()
         self._save()
@@ -111,14 +111,16 @@ class BlockPhase:
     def _block(self, own: Walk, theirs: Walk, stack: Stack, index: int) -> None:
         """Both models' hidden states through a block; the student's after it was trained."""
         name = f"{stack}.{index}"
-        targets = theirs.run(stack, index, self._on_device(self._task.teacher.block(name)))
+        targets = theirs.run(
+            stack, index, self._task.placement.dense(self._task.teacher.block(name))
+        )
         self._work.add(len(own.batches), name)
         if self._iterations:
             if self._load(name):
                 self._work.skip(self._passes)
             else:
                 self._train(own, stack, index, targets)
-            own.run(stack, index, self._on_device(self.trained[name]))
+            own.run(stack, index, self._task.placement.dense(self.trained[name]))
         self._work.add(len(own.batches), name)
         self._task.release()
 
@@ -164,18 +166,11 @@ class BlockPhase:
 
     def _fixed(self, source: BlockSource) -> dict[str, Tensor]:
         """The weights of no layer on the device, without an output matrix of its own."""
-        (head,) = self._task.architecture.head_input().consumers
-        is_own = any(
-            tensor.name == head and tensor.kind == "linear" for tensor in self._specs[FIXED].tensors
-        )
+        own_head = own_head_of(self._task.architecture)
         weights = source.block(FIXED)
-        return self._on_device(
-            {name: weight for name, weight in weights.items() if not (is_own and name == head)}
+        return self._task.placement.dense(
+            {name: weight for name, weight in weights.items() if name != own_head}
         )
-
-    def _on_device(self, weights: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
-        place = self._task.placement
-        return FittedBlock(weights, frozen=weights).dense({}, place.device, place.dtype)
 
 
 def _float(weight: StoredWeight) -> Tensor:

@@ -23,7 +23,15 @@ from martlet.compression.walk import Walk, WalkBatch
 from martlet.models.architecture import Stack
 from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["BlockResult", "BlockSettings", "BlockTask", "Progress", "cosine", "train_block"]
+__all__ = [
+    "LEVEL_BYTES",
+    "BlockResult",
+    "BlockSettings",
+    "BlockTask",
+    "Progress",
+    "cosine",
+    "train_block",
+]
 
 Progress = Callable[[int, float], None]
 """Called with (iterations done in the block, loss of the last)."""
@@ -31,8 +39,9 @@ Progress = Callable[[int, float], None]
 _LOOKS = 8  # at the held-out samples while a block is trained
 _ITERATIONS_BETWEEN_REPORTS = 8  # each makes a GPU wait
 _BETAS = (0.9, 0.99)  # few steps: the older ones must not weigh long
-# Bytes for a trained integer: level, the best one, gradient, two moments, each float32.
-_TRAINED_BYTES = 20
+
+LEVEL_BYTES = 20
+"""Of a trained integer: its level, the best one, the gradient, two moments, each float32."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def _turns(task: BlockTask, max_bytes: int | None) -> list[list[str]]:
     turns: list[list[str]] = [[]]
     filled = 0
     for name, latent in task.latents.items():
-        nbytes = latent.numel() * _TRAINED_BYTES
+        nbytes = latent.numel() * LEVEL_BYTES
         if turns[-1] and max_bytes is not None and filled + nbytes > max_bytes:
             turns.append([])
             filled = 0

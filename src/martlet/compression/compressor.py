@@ -32,18 +32,22 @@ from martlet.models.architecture import (
     BlockSpec,
     LinearInput,
     Stack,
+    own_head_of,
+    stacks_of,
 )
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import QuantizedTensor, StoredWeight
 
-__all__ = ["CompressedBlock", "Compressor", "Placement", "batch_size_of"]
+__all__ = ["NEXT_STEP", "CompressedBlock", "Compressor", "Placement", "batch_size_of"]
 
 _TOKENS_AT_ONCE = {"cpu": 1024}
 _TOKENS_AT_ONCE_ELSEWHERE = 4096
 # Where the output matrix is looked up as well, its own errors count beside those of the logits:
 # damping is a price on them. A half was best of 0.01 to 2, and all of these within a tenth.
 _TIED_DAMPING = 0.5
-_NEXT_STEP = "take a larger --gpu-memory, shorter samples, or --device cpu"
+
+NEXT_STEP = "take a larger --gpu-memory, shorter samples, or --device cpu"
+"""What a user may do where compressing or adapting runs out of memory."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+
+    def dense(self, weights: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
+        """The weights of a block as floats on the device in the type of the computation."""
+        return {
+            name: weight.to(self.device, self.dtype)
+            if isinstance(weight, Tensor)
+            else weight.to(self.device).dequantize(self.dtype)
+            for name, weight in weights.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,18 +141,17 @@ class Compressor:
         """
         tables = self._tables()
         walk = self._new_walk()
-        stacks: tuple[Stack, ...] = ("encoder", "decoder")
-        for stack in stacks[not self.architecture.has_encoder :]:
+        for stack in stacks_of(self.architecture):
             fixed = self._fixed_to_walk_with(tables.weights)
             if walk is not None:
                 walk.enter(fixed, stack)
             for index in range(self.architecture.num_blocks(stack)):
-                with report_out_of_memory(f"compressing {stack}.{index}", _NEXT_STEP):
+                with report_out_of_memory(f"compressing {stack}.{index}", NEXT_STEP):
                     block = self._block(walk, stack, index, finished(f"{stack}.{index}"))
                 yield block
             if walk is not None and stack == "encoder":
                 walk.leave(fixed, stack)
-        with report_out_of_memory("compressing the output matrix", _NEXT_STEP):
+        with report_out_of_memory("compressing the output matrix", NEXT_STEP):
             yield finished(FIXED) or self._finish_fixed(walk, tables)
 
     def _new_walk(self) -> Walk | None:
@@ -156,7 +168,7 @@ class Compressor:
         spec = self._by_name[f"{stack}.{index}"]
         if done is not None:
             if walk is not None:
-                walk.run(stack, index, self._computable(done.weights))
+                walk.run(stack, index, self.placement.dense(done.weights))
             return done
         weights = _floats(self.source.block(spec.name), spec)
         inputs = self.architecture.linear_inputs(stack)
@@ -164,14 +176,14 @@ class Compressor:
         expected: list[Tensor] = []
         if walk is not None:
             observer = BlockObserver(inputs, stack, self.placement.device)
-            observed = observer.observed(self._computable(weights))
+            observed = observer.observed(self.placement.dense(weights))
             expected = walk.run(stack, index, observed, keep=False, observe=observer.begin)
             statistics.update(observer.statistics)
             del observed, observer
         results, layers = self._compress(spec, weights, statistics, self.method)
         output_error = None
         if walk is not None:
-            outputs = walk.run(stack, index, self._computable(results))
+            outputs = walk.run(stack, index, self.placement.dense(results))
             output_error = _relative_error(walk, stack, outputs, expected)
         self.release()
         return CompressedBlock(
@@ -210,18 +222,12 @@ class Compressor:
     def _fixed_to_walk_with(self, weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
         """All but an output matrix of its own, which only the end needs; tables keep their form."""
         device, dtype = self.placement.device, self.placement.dtype
-        own_head = self._own_head()
+        own_head = own_head_of(self.architecture)
         return {
             name: weight.to(device, dtype) if isinstance(weight, Tensor) else weight.to(device)
             for name, weight in weights.items()
             if name != own_head
         }
-
-    def _own_head(self) -> str | None:
-        """The output matrix where it is not the embedding as well."""
-        (name,) = self.architecture.head_input().consumers
-        kinds = {tensor.name: tensor.kind for tensor in self._by_name[FIXED].tensors}
-        return name if kinds[name] == "linear" else None
 
     def _finish_fixed(self, walk: Walk | None, tables: CompressedBlock) -> CompressedBlock:
         """The fixed weights with the output matrix compressed for what it reads."""
@@ -229,7 +235,7 @@ class Compressor:
         source, method = self.architecture.head_input(), self.method
         (name,) = source.consumers
         weights = {n: w for n, w in tables.weights.items() if isinstance(w, Tensor)}
-        if self._own_head() is None:
+        if own_head_of(self.architecture) is None:
             if walk is None or not method.is_gptq or self._formats(tables.spec)[name] is None:
                 return tables
             weights[name] = _floats(self.source.block(FIXED), tables.spec)[name]
@@ -257,16 +263,6 @@ class Compressor:
                 observer.begin(batch)
                 self.architecture.head({**fixed, **observed}, "decoder", hidden.to(device))
         return observer.statistics[source]
-
-    def _computable(self, weights: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
-        """Floats on the device in the type of the computation."""
-        device, dtype = self.placement.device, self.placement.dtype
-        return {
-            name: weight.to(device, dtype)
-            if isinstance(weight, Tensor)
-            else weight.to(device).dequantize(dtype)
-            for name, weight in weights.items()
-        }
 
     def _formats(self, spec: BlockSpec) -> dict[str, WeightFormat | None]:
         return {

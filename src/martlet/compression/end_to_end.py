@@ -17,7 +17,7 @@ from torch import Tensor
 from martlet.compression.fitted import FittedBlock, Numbers
 from martlet.compression.teacher import Targets, divergence, real_rows, row_chunks
 from martlet.compression.walk import Sample, Walk, WalkBatch
-from martlet.models.architecture import FIXED, Architecture, Stack
+from martlet.models.architecture import FIXED, Architecture, Stack, stacks_of
 
 __all__ = ["Student", "Update", "held_out_loss", "train_on"]
 
@@ -46,11 +46,6 @@ class Student:
     rows_at_once: int = 1
     cross_entropy: float = 0.0
     kept_on: torch.device = _HOST
-
-    @property
-    def stacks(self) -> tuple[Stack, ...]:
-        """In the order in which they run."""
-        return ("encoder", "decoder") if self.architecture.has_encoder else ("decoder",)
 
     def open(self, name: str) -> OpenBlock:
         """A block on the device, to compute gradients with."""
@@ -124,7 +119,7 @@ def train_on(
     inputs = _forward(student, walk, fixed.weights)
     head = _Head(student, fixed.weights, targets)
     gradients, loss = head.gradients(walk)
-    for stack in reversed(student.stacks):
+    for stack in reversed(stacks_of(student.architecture)):
         if stack == "encoder":
             gradients = _leave_encoder(student, walk, fixed, inputs[stack].pop(), gradients)
         walk.hold(fixed.weights)
@@ -144,7 +139,7 @@ def _forward(
 ) -> dict[Stack, list[list[Tensor]]]:
     """What each block reads, by stack; and for the encoder what its final norm reads."""
     inputs: dict[Stack, list[list[Tensor]]] = {}
-    for stack in student.stacks:
+    for stack in stacks_of(student.architecture):
         walk.enter(fixed, stack)
         read = inputs[stack] = []
         for index in range(student.architecture.num_blocks(stack)):

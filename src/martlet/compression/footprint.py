@@ -10,10 +10,18 @@ import torch
 
 from martlet.compression.compress_block import PIECE_ELEMENTS, Method
 from martlet.compression.compressor import batch_size_of
-from martlet.compression.walk import Sample, batches_of
-from martlet.models.architecture import FIXED, Architecture, BlockSpec, LinearInput, Stack
+from martlet.compression.walk import Sample, WalkBatch, batches_of
+from martlet.models.architecture import (
+    FIXED,
+    Architecture,
+    BlockSpec,
+    LinearInput,
+    Stack,
+    hidden_size_of,
+    stacks_of,
+)
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "footprint", "padded_tokens"]
 
 _FLOAT_BYTES = 4
 # Of a piece of a matrix in float32 that exist at a time while its integers are chosen: itself, what
@@ -45,9 +53,10 @@ def footprint(
 ) -> Footprint:
     """What the largest block, its inputs and the hidden states of the samples take."""
     specs = {spec.name: spec for spec in architecture.block_specs()}
-    stacks: list[Stack] = ["encoder", "decoder"] if architecture.has_encoder else ["decoder"]
-    width = _width(architecture, specs[FIXED])
-    batch_tokens, kept_tokens = _tokens(samples, device, stacks)
+    stacks = stacks_of(architecture)
+    width = hidden_size_of(architecture)
+    batches = batches_of(samples, batch_size_of(samples, device)) if samples else []
+    batch_tokens, kept_tokens = padded_tokens(batches, stacks)
     needs = [
         _block_bytes(specs[f"{stack}.0"], architecture.linear_inputs(stack), method, dtype)
         + _ACTIVATION_COPIES * batch_tokens * _widest(specs[f"{stack}.0"]) * dtype.itemsize
@@ -65,24 +74,16 @@ def footprint(
     return Footprint(max(needs) + tables * dtype.itemsize, hidden + floats)
 
 
-def _width(architecture: Architecture, fixed: BlockSpec) -> int:
-    (name,) = architecture.head_input().consumers
-    return next(tensor.shape[1] for tensor in fixed.tensors if tensor.name == name)
+def padded_tokens(batches: Sequence[WalkBatch], stacks: Sequence[Stack]) -> tuple[int, int]:
+    """Padded tokens of the largest batch, and of all batches of the longer stack."""
+    if not batches:
+        return 0, 0
+    padded = [[len(b.samples) * max(b.counts(stack)) for b in batches] for stack in stacks]
+    return max(map(max, padded)), max(map(sum, padded))
 
 
 def _widest(spec: BlockSpec) -> int:
     return max(max(tensor.shape) for tensor in spec.tensors)
-
-
-def _tokens(
-    samples: Sequence[Sample], device: torch.device, stacks: Sequence[Stack]
-) -> tuple[int, int]:
-    """Padded tokens of the largest batch, and of all batches of the longer stack."""
-    if not samples:
-        return 0, 0
-    batches = batches_of(samples, batch_size_of(samples, device))
-    padded = [[len(b.samples) * max(b.counts(stack)) for b in batches] for stack in stacks]
-    return max(map(max, padded)), max(map(sum, padded))
 
 
 def _block_bytes(

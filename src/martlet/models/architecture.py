@@ -28,6 +28,9 @@ __all__ = [
     "TensorKind",
     "TensorSpec",
     "Weights",
+    "hidden_size_of",
+    "own_head_of",
+    "stacks_of",
 ]
 
 Stack = Literal["encoder", "decoder"]
@@ -186,3 +189,25 @@ class Architecture(Protocol):
         ``CacheRows.set_encoder_output``. Decoder: logits, (batch, num_tokens, vocab_size) float32.
         """
         ...
+
+
+def stacks_of(architecture: Architecture) -> tuple[Stack, ...]:
+    """The stacks of a model in the order in which they run."""
+    return ("encoder", "decoder") if architecture.has_encoder else ("decoder",)
+
+
+def own_head_of(architecture: Architecture) -> str | None:
+    """The output matrix among the fixed weights; None where it is the embedding as well."""
+    head = _output_matrix(architecture)
+    return head.name if head.kind == "linear" else None
+
+
+def hidden_size_of(architecture: Architecture) -> int:
+    """Width of the hidden states."""
+    return _output_matrix(architecture).shape[1]
+
+
+def _output_matrix(architecture: Architecture) -> TensorSpec:
+    (name,) = architecture.head_input().consumers
+    fixed = next(spec for spec in architecture.block_specs() if spec.name == FIXED)
+    return next(tensor for tensor in fixed.tensors if tensor.name == name)
