@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,12 +11,14 @@ from typing import Any
 from martlet.api.adapting_options import AdaptationOptions
 from martlet.api.adapting_place import AdaptationPlace, Demand, choose_adaptation_place
 from martlet.api.adapting_run import AdaptationRun, Progress
+from martlet.api.compressing_place import Limits
+from martlet.api.report_file import check_folder_of, write_report
 from martlet.checkpoint.writer import check_destination
 from martlet.compression.adaptation import AdaptationResult
 from martlet.compression.block_phase import BlockError
 from martlet.compression.tuning import Look
 from martlet.compression.work_folder import WorkFolder
-from martlet.errors import UsageError
+from martlet.device.probe import peak_rss_bytes
 
 __all__ = ["AdaptationReport", "adapt"]
 
@@ -108,24 +108,22 @@ def adapt(  # noqa: PLR0913  (the options of one command, all by keyword)
     started = time.perf_counter()
     dst = Path(dst)
     options = options or AdaptationOptions()
+    limits = Limits(gpu_memory, ram, device)
     check_destination(dst.absolute(), overwrite=overwrite)
-    if report is not None and not Path(report).absolute().parent.is_dir():
-        raise UsageError(f"{report}: its folder does not exist; make it or choose another")
+    check_folder_of(report)
     run = AdaptationRun.open(model, teacher, format, dst, options, Path(data))
     with WorkFolder(dst, run.teacher.store.family, run.fingerprint(device)) as work:
-        student = run.compressed(work, device, (gpu_memory, ram))
+        student = run.compressed(work, limits)
         weights = {name: student.store.block_weights(name) for name in student.store.block_names}
         demand = Demand(
             student.architecture, weights, run.samples, options.rows_at_once, options.batch_size
         )
-        place = choose_adaptation_place(demand, gpu_memory, ram, device)
+        place = choose_adaptation_place(demand, limits)
         result = run.train(student, place, work, progress)
         nbytes = run.write(student, result, overwrite)
         work.remove()
     whole = _report(run, place, result, nbytes, time.perf_counter() - started)
-    if report is not None:
-        text = json.dumps(whole.to_json(), ensure_ascii=False, indent=1)
-        Path(report).write_text(text + "\n", encoding="utf-8")
+    write_report(report, whole.to_json())
     return whole
 
 
@@ -154,6 +152,6 @@ def _report(
         is_resident=place.is_resident,
         options=asdict(run.options),
         seconds=seconds,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
         peak_gpu_bytes=place.place.peak_gpu_bytes(),
     )

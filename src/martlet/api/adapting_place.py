@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from martlet.api.compressing_place import Place
+from martlet.api.compressing_place import Limits, Place
 from martlet.checkpoint.planned import PlannedWeight
 from martlet.compression.adaptation_footprint import AdaptationFootprint, adaptation_footprint
 from martlet.compression.compressor import Placement
 from martlet.compression.walk import Sample
-from martlet.device.probe import probe_ram
-from martlet.device.size import format_bytes, parse_bytes
+from martlet.device.size import format_bytes
 from martlet.engine.machine import capped, first_gpu, probe_gpu_state
-from martlet.errors import CapacityError, UsageError
+from martlet.errors import CapacityError
 from martlet.models.architecture import Architecture
 
 __all__ = ["AdaptationPlace", "Demand", "choose_adaptation_place"]
@@ -69,30 +67,24 @@ class Demand:
         )
 
 
-def choose_adaptation_place(
-    demand: Demand, gpu_memory: str | int | None, ram: str | int | None, device: str
-) -> AdaptationPlace:
-    """The first of GPU and processor that ``device`` allows and that has the memory.
+def choose_adaptation_place(demand: Demand, limits: Limits) -> AdaptationPlace:
+    """The first of GPU and processor that ``limits`` allow and that has the memory.
 
     A GPU computes in float32 where all of the model stays there, else in bfloat16 if it has it.
 
     Raises:
         CapacityError: none has; names what is needed and what may be used.
-        UsageError: an argument is not valid, or there is no GPU for "cuda".
+        UsageError: there is no GPU for "cuda".
     """
-    if device not in ("auto", "cuda", "cpu"):
-        raise UsageError(f"device is {device!r:.40}; it must be auto, cuda or cpu")
-    gpu_wish = None if gpu_memory is None else parse_bytes(gpu_memory, "gpu_memory")
-    ram_wish = None if ram is None else parse_bytes(ram, "ram")
-    gpu = first_gpu(device)
+    gpu = first_gpu(limits.device)
     if gpu is not None:
         try:
-            return _on_card(demand, torch.device("cuda", gpu.index), gpu_wish, ram_wish)
+            return _on_card(demand, torch.device("cuda", gpu.index), limits)
         except CapacityError:
-            if device == "cuda":
+            if limits.device == "cuda":
                 raise
     needed = demand.footprint(torch.float32)
-    available = _ram(ram_wish) - needed.running_bytes - needed.model_bytes
+    available = limits.ram_bytes() - needed.running_bytes - needed.model_bytes
     levels = int(_USABLE * available)
     if levels < needed.smallest_levels_bytes:
         _refuse("main memory", needed.smallest_levels_bytes - levels, "--ram, or fewer --samples")
@@ -101,11 +93,9 @@ def choose_adaptation_place(
     )
 
 
-def _on_card(
-    demand: Demand, card: torch.device, gpu_wish: int | None, ram_wish: int | None
-) -> AdaptationPlace:
+def _on_card(demand: Demand, card: torch.device, limits: Limits) -> AdaptationPlace:
     state = probe_gpu_state(card)
-    allowed = capped(state.available_bytes, gpu_wish) - state.context_bytes
+    allowed = capped(state.available_bytes, limits.of("gpu_memory")) - state.context_bytes
     usable = int(_USABLE * allowed)
     whole = demand.footprint(torch.float32)
     kept = whole.running_bytes + whole.model_bytes
@@ -117,18 +107,11 @@ def _on_card(
     levels = usable - needed.running_bytes
     if levels < needed.smallest_levels_bytes:
         _refuse("GPU memory", needed.smallest_levels_bytes - levels, "--gpu-memory or --device cpu")
-    missing = needed.model_bytes - _ram(ram_wish)
+    missing = needed.model_bytes - limits.ram_bytes()
     if missing > 0:
         _refuse("main memory", missing, "--ram, or fewer --samples")
     place = Place(card, dtype, allowed, state.context_bytes)
     return AdaptationPlace(place, False, min(levels, needed.all_levels_bytes))
-
-
-def _ram(wish_bytes: int | None) -> int:
-    """What the program holds already counts against a wish, not against what is available."""
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    wish = None if wish_bytes is None else max(0, wish_bytes - held)
-    return capped(probe_ram().available_bytes, wish)
 
 
 def _refuse(what: str, missing_bytes: int, change: str) -> None:

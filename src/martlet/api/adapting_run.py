@@ -12,7 +12,9 @@ import torch
 from martlet import __version__
 from martlet.api.adapting_options import AdaptationOptions
 from martlet.api.adapting_place import AdaptationPlace
+from martlet.api.calibrating import form_of
 from martlet.api.compressing import quantize
+from martlet.api.compressing_place import Limits
 from martlet.checkpoint.planned import PlannedBlock
 from martlet.checkpoint.store import Store
 from martlet.checkpoint.writer import StoreContents, StoreWriter
@@ -22,11 +24,10 @@ from martlet.compression.training_files import TrainingFiles
 from martlet.compression.walk import Sample
 from martlet.compression.work_folder import WorkFolder
 from martlet.engine.loading import ModelFolder
-from martlet.engine.sample_texts import SampleForm, sample_text
+from martlet.engine.sample_texts import sample_text
 from martlet.engine.text_file import TextFile, read_text_file
-from martlet.errors import UsageError, VocabularyError
+from martlet.errors import UsageError
 from martlet.hub.catalogue import resolve
-from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["AdaptationRun", "Progress"]
 
@@ -89,9 +90,7 @@ class AdaptationRun:
             "torch": torch.__version__,
         }
 
-    def compressed(
-        self, work: WorkFolder, device: str, memory: tuple[str | int | None, str | int | None]
-    ) -> ModelFolder:
+    def compressed(self, work: WorkFolder, limits: Limits) -> ModelFolder:
         """The model to adapt; a float one is rounded first."""
         if self.format is None:
             return self.model
@@ -102,9 +101,9 @@ class AdaptationRun:
                 rounded,
                 method="nearest",
                 format=self.format,
-                gpu_memory=memory[0],
-                ram=memory[1],
-                device=device,
+                gpu_memory=limits.gpu_memory,
+                ram=limits.ram,
+                device=limits.device,
             )
         return ModelFolder(rounded)
 
@@ -139,25 +138,15 @@ class AdaptationRun:
     def write(self, student: ModelFolder, result: AdaptationResult, overwrite: bool) -> int:
         """The destination, in the formats of the student; bytes of its weights."""
         store = student.store
-        tokenizer = store.tokenizer
-        assert tokenizer is not None
-        specs = student.architecture.block_specs()
-        contents = StoreContents(
-            blocks=tuple(
-                PlannedBlock(spec.name, spec.prefix, store.block_weights(spec.name))
-                for spec in specs
-            ),
-            config=store.config,
-            family=store.family,
-            tokenizer=(tokenizer.kind, {name: store.folder / name for name in tokenizer.files}),
-            generation=store.generation,
-            compression={**store.manifest.compression, "adaptation": self._facts(result)},
+        blocks = tuple(
+            PlannedBlock(spec.name, spec.prefix, store.block_weights(spec.name))
+            for spec in student.architecture.block_specs()
         )
+        account = {**store.manifest.compression, "adaptation": self._facts(result)}
+        contents = StoreContents.like(store, blocks, account)
         with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
-            for spec in specs:
-                weights = result.block(spec.name)
-                for tensor in spec.tensors:
-                    writer.write_weight(spec.prefix + tensor.name, weights[tensor.name])
+            for block in blocks:
+                writer.write_block(block, result.block(block.name))
         return writer.size_bytes
 
     def _facts(self, result: AdaptationResult) -> dict[str, Any]:
@@ -196,21 +185,8 @@ def _check_pair(model: ModelFolder, teacher: ModelFolder) -> None:
 
 
 def _samples(folder: ModelFolder, text: TextFile, options: AdaptationOptions) -> tuple[Sample, ...]:
-    entry = folder.store.tokenizer
-    if entry is None:
-        raise VocabularyError(
-            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
-        )
-    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
-    check_vocabulary(tokenizer, folder.architecture.vocab_size)
-    form = SampleForm(
-        folder.store.family,
-        tokenizer,
-        folder.architecture.max_positions,
-        folder.max_input_tokens,
-    )
     samples = sample_text(
-        form,
+        form_of(folder),
         text.text,
         num_samples=options.samples,
         sample_tokens=options.sample_tokens,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from martlet.checkpoint.manifest import TokenizerEntry
 from martlet.compression.walk import Sample
 from martlet.engine.loading import ModelFolder
 from martlet.engine.sample_texts import SampleForm, sample_text
@@ -13,7 +14,7 @@ from martlet.engine.text_file import TextFile, read_text_file
 from martlet.errors import UsageError, VocabularyError
 from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
-__all__ = ["Calibration", "read_calibration"]
+__all__ = ["Calibration", "form_of", "read_calibration"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,23 @@ class Calibration:
         return sum(len(s.decoder_ids) + len(s.encoder_ids) for s in self.samples)
 
 
+def form_of(folder: ModelFolder) -> SampleForm:
+    """The form in which a model reads samples of a text.
+
+    Raises:
+        VocabularyError: the folder has no tokenizer, or one of another model.
+    """
+    entry = _tokenizer_entry(folder)
+    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
+    check_vocabulary(tokenizer, folder.architecture.vocab_size)
+    return SampleForm(
+        folder.store.family,
+        tokenizer,
+        folder.architecture.max_positions,
+        folder.max_input_tokens,
+    )
+
+
 def read_calibration(
     folder: ModelFolder,
     file: str | Path | None,
@@ -63,23 +81,21 @@ def read_calibration(
     ):
         if type(value) is not int or not least <= value <= most:
             raise UsageError(f"{name} is {value!r:.40}; it must be from {least} to {most:,}")
-    entry = folder.store.tokenizer
-    if entry is None:
-        raise VocabularyError(
-            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
-        )
+    _tokenizer_entry(folder)  # the new folder has to have one too
     if file is None:
         return Calibration(None, (), num_samples, sample_tokens, seed)
-    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
-    check_vocabulary(tokenizer, folder.architecture.vocab_size)
-    form = SampleForm(
-        folder.store.family,
-        tokenizer,
-        folder.architecture.max_positions,
-        folder.max_input_tokens,
-    )
+    form = form_of(folder)
     text = read_text_file(Path(file), "the calibration text")
     pieces = sample_text(
         form, text.text, num_samples=num_samples, sample_tokens=sample_tokens, seed=seed
     )
     return Calibration(text, pieces, num_samples, sample_tokens, seed)
+
+
+def _tokenizer_entry(folder: ModelFolder) -> TokenizerEntry:
+    entry = folder.store.tokenizer
+    if entry is None:
+        raise VocabularyError(
+            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
+        )
+    return entry

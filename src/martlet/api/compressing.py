@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,14 +13,16 @@ import torch
 
 from martlet import __version__
 from martlet.api.calibrating import Calibration, read_calibration
-from martlet.api.compressing_place import Limits, choose_place
+from martlet.api.compressing_place import Limits, Place, choose_place
+from martlet.api.report_file import check_folder_of, write_report
 from martlet.checkpoint.planned import PlannedBlock
 from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
 from martlet.compression.compress_block import LayerReport, Method
-from martlet.compression.compressor import CompressedBlock, Compressor
+from martlet.compression.compressor import CompressedBlock, Compressor, Placement
 from martlet.compression.error_plot import check_plot, draw_errors
 from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.compression.work_folder import WorkFolder
+from martlet.device.probe import peak_rss_bytes
 from martlet.engine.loading import ModelFolder
 from martlet.errors import UsageError
 from martlet.hub.catalogue import resolve
@@ -124,56 +124,27 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
     """
     started = time.perf_counter()
     dst = Path(dst)
-    chosen, recipe = (
-        Method(method),
-        Recipe.parse(format, head=head, embedding=embedding, edges=edges, rules=rules),
-    )
+    chosen = Method(method)
+    recipe = Recipe.parse(format, head=head, embedding=embedding, edges=edges, rules=rules)
     limits = Limits(gpu_memory, ram, device)
     check_destination(dst.absolute(), overwrite=overwrite)
-    for path in (report, plot):
-        _check_output(path)
+    check_folder_of(report)
+    check_folder_of(plot)
     if plot is not None:
         check_plot(Path(plot))
     folder = _float_folder(src)
     text = read_calibration(folder, calibration, samples, sample_tokens, seed)
     place = choose_place(folder.architecture, folder.store.family, text.samples, chosen, limits)
+    run = _Run(folder, dst, recipe, chosen, text, place)
     with place.held() as placement:
-        run = _Run(folder, dst, recipe, chosen, text, place.device)
-        compressor = Compressor(
-            folder.architecture,
-            folder.store,
-            recipe,
-            chosen,
-            text.samples,
-            placement,
-            folder.store.forget,
-        )
+        compressor = run.compressor(placement)
         with WorkFolder(dst, folder.store.family, run.fingerprint()) as work:
             done = _Done(work, progress)
             done.run(compressor)
             nbytes = run.assemble(work, done, overwrite)
             work.remove()
-        peak_gpu_bytes = place.peak_gpu_bytes()
-    result = CompressionReport(
-        path=dst,
-        family=folder.store.family,
-        method=method,
-        recipe=recipe.to_json(),
-        bits_per_weight=done.bits_per_weight(),
-        nbytes=nbytes,
-        num_samples=len(text.samples),
-        num_tokens=text.num_tokens,
-        device=str(place.device),
-        layers=tuple(done.layers()),
-        blocks=done.errors,
-        resumed_blocks=done.num_resumed,
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        peak_gpu_bytes=peak_gpu_bytes,
-    )
-    if report is not None:
-        text_of_report = json.dumps(result.to_json(), ensure_ascii=False, indent=1)
-        Path(report).write_text(text_of_report + "\n", encoding="utf-8")
+        result = run.report(done, nbytes, time.perf_counter() - started)
+    write_report(report, result.to_json())
     if plot is not None:
         draw_errors(result.layers, f"{dst.name}: {method}, {format}", Path(plot))
     return result
@@ -188,7 +159,7 @@ class _Run:
     recipe: Recipe
     method: Method
     calibration: Calibration
-    device: torch.device
+    place: Place
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides about a single bit of the result."""
@@ -199,35 +170,56 @@ class _Run:
             "recipe": self.recipe.to_json(),
             "method": asdict(self.method),
             "calibration": self.calibration.facts(),
-            "device": self.device.type,
+            "device": self.place.device.type,
             "torch": torch.__version__,
         }
 
+    def compressor(self, placement: Placement) -> Compressor:
+        """What does the work."""
+        return Compressor(
+            self.folder.architecture,
+            self.folder.store,
+            self.recipe,
+            self.method,
+            self.calibration.samples,
+            placement,
+            self.folder.store.forget,
+        )
+
     def assemble(self, work: WorkFolder, done: _Done, overwrite: bool) -> int:
         """Write the destination from the finished blocks; bytes of its weights."""
-        store = self.folder.store
-        tokenizer = store.tokenizer
-        assert tokenizer is not None
-        specs = self.folder.architecture.block_specs()
-        contents = StoreContents(
-            blocks=tuple(done.planned[spec.name] for spec in specs),
-            config=store.config,
-            family=store.family,
-            tokenizer=(tokenizer.kind, {name: store.folder / name for name in tokenizer.files}),
-            generation=store.generation,
-            compression={
-                "method": self.method.name,
-                "recipe": self.recipe.to_json(),
-                "calibration": self.calibration.facts(),
-                "martlet": __version__,
-            },
-        )
+        blocks = tuple(done.planned[spec.name] for spec in self.folder.architecture.block_specs())
+        account = {
+            "method": self.method.name,
+            "recipe": self.recipe.to_json(),
+            "calibration": self.calibration.facts(),
+            "martlet": __version__,
+        }
+        contents = StoreContents.like(self.folder.store, blocks, account)
         with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
-            for spec in specs:
-                weights = work.weights(spec)
-                for tensor in spec.tensors:
-                    writer.write_weight(spec.prefix + tensor.name, weights[tensor.name])
+            for block in blocks:
+                writer.write_block(block, work.weights(block.name))
         return writer.size_bytes
+
+    def report(self, done: _Done, nbytes: int, seconds: float) -> CompressionReport:
+        """What was done."""
+        return CompressionReport(
+            path=self.destination,
+            family=self.folder.store.family,
+            method=self.method.name,
+            recipe=self.recipe.to_json(),
+            bits_per_weight=done.bits_per_weight(),
+            nbytes=nbytes,
+            num_samples=len(self.calibration.samples),
+            num_tokens=self.calibration.num_tokens,
+            device=str(self.place.device),
+            layers=tuple(done.layers()),
+            blocks=done.errors,
+            resumed_blocks=done.num_resumed,
+            seconds=seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_gpu_bytes=self.place.peak_gpu_bytes(),
+        )
 
 
 class _Done:
@@ -290,12 +282,6 @@ def _line(block: CompressedBlock, is_resumed: bool) -> str:
         f"{block.spec.name}: mean error of a layer {before:.2%} -> {after:.2%}, "
         f"{block.seconds:.1f} s"
     )
-
-
-def _check_output(path: str | Path | None) -> None:
-    """Say before hours of work that a file cannot be written after them."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"{path}: its folder does not exist; make it or choose another")
 
 
 def _float_folder(src: str | Path) -> ModelFolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from martlet.compression.compressor import Placement
 from martlet.compression.footprint import Footprint, footprint
 from martlet.compression.walk import Sample
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
-from martlet.device.probe import probe_ram
+from martlet.device.probe import peak_rss_bytes, probe_ram
 from martlet.device.size import format_bytes, parse_bytes
 from martlet.engine.machine import GpuState, capped, compute_dtype, first_gpu, probe_gpu_state
 from martlet.errors import CapacityError, UsageError
@@ -86,6 +85,15 @@ class Limits:
             if size is not None:
                 object.__setattr__(self, name, parse_bytes(size, name))
 
+    def ram_bytes(self) -> int:
+        """Main memory that may still be taken.
+
+        What the program holds already counts against a wish, not against what is available.
+        """
+        wish = self.of("ram")
+        left = None if wish is None else max(0, wish - peak_rss_bytes())
+        return capped(probe_ram().available_bytes, left)
+
     def of(self, name: str) -> int | None:
         """A size in bytes."""
         size = getattr(self, name)
@@ -120,7 +128,7 @@ def choose_place(
                 raise
     cpu, dtype = torch.device("cpu"), compute_dtype(family, None)
     needed = footprint(architecture, samples, method, cpu, dtype)
-    _require_ram(needed.device_bytes + needed.host_bytes, limits.of("ram"))
+    _require_ram(needed.device_bytes + needed.host_bytes, limits)
     return Place(cpu, dtype)
 
 
@@ -134,15 +142,12 @@ def _allowed_on_card(needed: Footprint, state: GpuState, limits: Limits) -> int:
             f"memory for its largest block, {format_bytes(allowed + own_bytes)} may be "
             "used; raise --gpu-memory, use --method nearest or --device cpu"
         )
-    _require_ram(needed.host_bytes, limits.of("ram"))
+    _require_ram(needed.host_bytes, limits)
     return allowed
 
 
-def _require_ram(needed_bytes: int, wish_bytes: int | None) -> None:
-    """What the program holds already counts against a wish, not against what is available."""
-    available = probe_ram().available_bytes
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    allowed = capped(available, None if wish_bytes is None else max(0, wish_bytes - held))
+def _require_ram(needed_bytes: int, limits: Limits) -> None:
+    allowed = limits.ram_bytes()
     if needed_bytes > allowed:
         raise CapacityError(
             f"compressing needs {format_bytes(needed_bytes)} of main memory, "

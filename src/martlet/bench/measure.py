@@ -7,7 +7,6 @@ be faster than memory; ``share_of_limit`` says how near it comes.
 from __future__ import annotations
 
 import datetime
-import resource
 import statistics
 import time
 from collections import Counter, deque
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from martlet.api import load
 from martlet.bench.record import Record, checkout_commit
-from martlet.device.probe import measure_ram_bandwidth, probe_cpu
+from martlet.device.probe import measure_ram_bandwidth, peak_rss_bytes, probe_cpu
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.parts import output_matrix
@@ -97,7 +96,7 @@ def measure(
         pcie_bytes_per_second=None,
         streamed_bytes_per_token=0,
         share_of_limit=decode_speed * weight_bytes / ceiling if ceiling else None,
-        peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_process_bytes=peak_rss_bytes(),
         peer=None,
         time_to_first_token_seconds=first_token_seconds,
         prompt_tokens=workload.prompt_tokens,

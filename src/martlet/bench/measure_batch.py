@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from martlet.bench.record import checkout_commit
 from martlet.bench.shapes import Shape
 from martlet.checkpoint.store import open_store
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
-from martlet.device.probe import probe_cpu
+from martlet.device.probe import peak_rss_bytes, probe_cpu
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.batch_text import Event, Failed, Started
@@ -274,5 +273,5 @@ def _machine(executor: Executor, limits: BatchLimits) -> dict[str, Any]:
         "chunk_tokens": limits.chunk_tokens,
         "streamed_bytes_per_step": plan.streamed_bytes("decode"),
         "kv_cache_bytes": plan.demand.kv_cache_bytes,
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_process_bytes": peak_rss_bytes(),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from martlet.bench.passes import Passes, PassTimes, Workload
 from martlet.bench.record import Record, checkout_commit
 from martlet.bench.shapes import Shape
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
-from martlet.device.probe import probe_cpu
+from martlet.device.probe import peak_rss_bytes, probe_cpu
 from martlet.kernels.cuda.compiler import compile_seconds
 from martlet.memory.executor import Executor
 from martlet.memory.plan import Plan
@@ -168,7 +167,7 @@ def _speeds(measured: _Measured, workload: Workload) -> dict[str, Any]:
         "decode_tokens_per_second": workload.batch / times.step,
         "load_seconds": measured.load_seconds,
         "kernel_compile_seconds": compile_seconds() if measured.device.type == "cuda" else None,
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_process_bytes": peak_rss_bytes(),
         "peak_gpu_process_bytes": measured.peak_gpu_bytes,
     }
 

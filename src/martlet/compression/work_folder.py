@@ -95,9 +95,9 @@ class WorkFolder:
             shutil.rmtree(path, ignore_errors=True)
             return None
 
-    def weights(self, spec: BlockSpec) -> Mapping[str, StoredWeight]:
+    def weights(self, block: str) -> Mapping[str, StoredWeight]:
         """The weights of a block that is there, for the end; no byte is copied."""
-        return open_store(self.path / spec.name).block(spec.name)
+        return open_store(self.path / block).block(block)
 
     def save(self, block: CompressedBlock) -> None:
         """Keep a block that is done.
@@ -110,10 +110,10 @@ class WorkFolder:
             "output_error": block.output_error,
             "seconds": block.seconds,
         }
-        contents = StoreContents((block.planned,), {}, self._family, compression=report)
+        planned = block.planned
+        contents = StoreContents((planned,), {}, self._family, compression=report)
         with StoreWriter(self.path / block.spec.name, contents, overwrite=True) as writer:
-            for tensor in block.spec.tensors:
-                writer.write_weight(block.spec.prefix + tensor.name, block.weights[tensor.name])
+            writer.write_block(planned, block.weights)
 
     def remove(self) -> None:
         """Delete the folder: all of it is in its destination."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from martlet.compression.nearest import SEARCHED_RANGES, quantize_matrix
 from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.conversion.detect import open_source
 from martlet.conversion.source import Source
+from martlet.device.probe import peak_rss_bytes
 from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError, UsageError
 from martlet.models.architecture import BlockSpec, TensorSpec
@@ -124,7 +124,7 @@ def convert(  # noqa: PLR0913  (the options of one command, all by keyword)
         nbytes=writer.size_bytes,
         seconds=time.perf_counter() - started,
         path=dst,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ __all__ = [
     "Gpu",
     "Ram",
     "measure_ram_bandwidth",
+    "peak_rss_bytes",
     "probe_cpu",
     "probe_gpus",
     "probe_ram",
@@ -52,6 +54,11 @@ class Gpu:
     total_bytes: int
     free_bytes: int
     compute_capability: tuple[int, int]
+
+
+def peak_rss_bytes() -> int:
+    """The most main memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def probe_ram(root: Path = Path("/")) -> Ram:
