@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from martlet.cli.options import SIZE, TEXT, as_json
+from martlet.cli.options import TEXT, as_json, device_options
 from martlet.cli.output import duration, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
@@ -54,15 +54,7 @@ def _number(name: str, default: float, text: str) -> Callable[[_Command], _Comma
 @_number("top-k", 128, "Tokens of each prediction of the teacher that are kept.")
 @_number("cross-entropy", 0.0, "Share of the text's own next tokens in the loss.")
 @_number("seed", 0, "Decides which pieces of the text are taken, and their order.")
-@click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB.")
-@click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_options
 @click.option("--report", type=_PATH, metavar="FILE.json", help="Write errors and loss curve.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is a model folder.")
 @as_json

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import click
 
-from martlet.device.size import parse_bytes
+from martlet.cli.parameter_types import QUANTIZE, QUANTIZES, SIZE, SLOTS, TEXT, Number
 
 __all__ = [
     "TEXT",
@@ -19,6 +18,7 @@ __all__ = [
     "SamplingOptions",
     "ServingOptions",
     "as_json",
+    "device_options",
     "load_options",
     "load_options_of_several",
     "model_argument",
@@ -90,91 +90,10 @@ class ServingOptions:
         return {"slots": self.slots, "context": self.context}
 
 
-# ParamType takes a type argument from click 8.4 on only.
-class _Size(click.ParamType):  # type: ignore[type-arg]
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return parse_bytes(value, param.opts[0] if param else "size")
-
-
-class _Text(click.ParamType):  # type: ignore[type-arg]
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            self.fail(
-                f"character {error.start} is not valid UTF-8; check the encoding of the terminal",
-                param,
-                ctx,
-            )
-        return text
-
-
-class _Quantize(click.ParamType):  # type: ignore[type-arg]
-    """A format of weights, by the words of the engine."""
-
-    name = "format"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from martlet.engine.load_options import parse_quantize
-
-        parse_quantize(str(value), param.opts[0] if param else "quantize")
-        return str(value)
-
-
-class _Quantizes(click.ParamType):  # type: ignore[type-arg]
-    """Several formats with commas between them; the text as it is, each of them checked."""
-
-    name = "formats"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        for part in str(value).split(","):
-            QUANTIZE.convert(part, param, ctx)
-        return str(value)
-
-
-class _Slots(click.ParamType):  # type: ignore[type-arg]
-    """A number of texts, or "auto"."""
-
-    name = "slots"
-    _number = click.IntRange(1, 256)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if value == "auto":
-            return "auto"
-        try:
-            return int(self._number.convert(value, param, ctx))
-        except click.BadParameter as error:
-            self.fail(f"{error.message.rstrip('.')}; it may also be auto.", param, ctx)
-
-
-class Number(click.FloatRange):
-    """A number in a range; click alone lets "nan" through, which is in no range."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number, or a message that names the range."""
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
-        return number
-
-
-QUANTIZE = _Quantize()
-SIZE = _Size()
-TEXT = _Text()
-
 model_argument = click.argument("model", type=TEXT)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
-_PLACE = (
+_DEVICE = (
     click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB."),
     click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB."),
     click.option(
@@ -184,6 +103,10 @@ _PLACE = (
         show_default=True,
         help="Where to compute.",
     ),
+)
+
+_PLACE = (
+    *_DEVICE,
     click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="CPU threads to compute with."
     ),
@@ -211,7 +134,7 @@ _LOAD_SEVERAL = (
     *_PLACE,
     click.option(
         "--quantize",
-        type=_Quantizes(),
+        type=QUANTIZES,
         metavar="FORMATS",
         help="Weights of these forms, one after the other, with commas between: "
         "none,int8,int4-g32; left out, as the model folder has them.",
@@ -221,7 +144,7 @@ _LOAD_SEVERAL = (
 _SERVING = (
     click.option(
         "--slots",
-        type=_Slots(),
+        type=SLOTS,
         metavar="N",
         help="Texts to write at a time; auto = up to 16, as memory allows.",
     ),
@@ -283,6 +206,11 @@ _SAMPLING = (
 )
 
 
+def device_options(function: Command) -> Command:
+    """Add the flags of memory and device; the verb gets ``gpu_memory``, ``ram`` and ``device``."""
+    return _with(function, _DEVICE)
+
+
 def load_options(function: Command) -> Command:
     """Add the flags of loading; the verb gets them as ``loading: LoadOptions``."""
     return _grouped(function, "loading", LoadOptions, _LOAD)
@@ -314,7 +242,11 @@ def _grouped(
         values = {field.name: flags.pop(field.name) for field in fields(group)}
         function(**flags, **{name: group(**values)})
 
-    command: Command = call
+    return _with(call, options)
+
+
+def _with(function: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    """The command with these flags, in the order in which its help lists them."""
     for option in reversed(options):
-        command = option(command)
-    return command
+        function = option(function)
+    return function

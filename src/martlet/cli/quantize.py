@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from martlet.cli.options import SIZE, TEXT, as_json
+from martlet.cli.options import TEXT, as_json, device_options
 from martlet.cli.output import duration, note, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
@@ -69,15 +69,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="S", help="Where they are taken."
 )
-@click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB.")
-@click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_options
 @click.option("--report", type=_PATH, metavar="FILE.json", help="Write the errors of all layers.")
 @click.option("--plot", type=_PATH, metavar="FILE", help="Draw them, to .svg or .png.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is a model folder.")
