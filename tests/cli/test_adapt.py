@@ -1,8 +1,10 @@
 """The command martlet adapt."""
 
 import json
+from dataclasses import fields
 
 import martlet
+from martlet.cli.adapt import command
 from martlet.cli.verbs import run_command
 
 TEXT = "天空是蔚蓝色，窗外有千纸鹤。话说天下大势，分久必合，合久必分。\n" * 20
@@ -31,3 +33,9 @@ def test_a_mistake_is_one_line(make_model, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--format" in error
     assert error.count("\n") == 1
+
+
+def test_flags_have_the_defaults_of_the_options():
+    flags = {parameter.name: parameter.default for parameter in command.params}
+    for option in fields(martlet.AdaptationOptions):
+        assert flags[option.name] == option.default, option.name

@@ -1,3 +1,4 @@
+import inspect
 import json
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import martlet as martlet_package
+from martlet.cli.quantize import command
 
 TEXT = Path(__file__).parent.parent / "golden" / "held-out.txt"
 CALIBRATION = ("--calibration", TEXT, "--samples", "4", "--sample-tokens", "32", "--device", "cpu")
@@ -100,3 +102,15 @@ def test_gptq_keeps_more_of_a_trained_model_than_rounding_to_nearest(martlet, tm
     # On so short a text a perplexity is now and then better by chance, a divergence is not.
     by_folder = {Path(row["model"]).name: row for row in json.loads(scored.stdout)}
     assert 0 < by_folder["gptq"]["kl"] < 0.95 * by_folder["nearest"]["kl"]
+
+
+def test_flags_have_the_defaults_of_the_function():
+    parameters = inspect.signature(martlet_package.quantize).parameters
+    defaults = {
+        flag.name: (flag.default, parameters[flag.name].default)
+        for flag in command.params
+        if flag.name in parameters and isinstance(parameters[flag.name].default, str | int)
+    }
+    assert {"method", "format", "samples", "sample_tokens", "seed", "device"} <= set(defaults)
+    for name, (flag, own) in defaults.items():
+        assert flag == own, name

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from martlet.cli.options import TEXT, as_json, device_options
-from martlet.cli.output import duration, print_json, print_text
+from martlet.cli.output import duration, peak_memory, print_json, print_text
 from martlet.cli.progress import Meter
-from martlet.device.size import format_bytes
 
 if TYPE_CHECKING:
     from martlet.api.adapting import AdaptationReport
@@ -81,9 +80,7 @@ def command(model: str, dst: Path, as_json: bool, **options: Any) -> None:
 
 
 def _summary(report: AdaptationReport) -> str:
-    peaks = format_bytes(report.peak_rss_bytes)
-    if report.peak_gpu_bytes is not None:
-        peaks += f", GPU {format_bytes(report.peak_gpu_bytes)}"
+    peaks = peak_memory(report.peak_rss_bytes, report.peak_gpu_bytes)
     what = {"start": "nothing helped", "blocks": "blocks trained", "tuned": "tuned end to end"}
     return (
         f"{report.path}: {report.family}, {what[report.kept]}, loss to the float model "

@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
+from martlet.device.size import format_bytes
 from martlet.errors import UsageError
 
 __all__ = [
     "duration",
     "is_interactive",
     "note",
+    "peak_memory",
     "print_json",
     "print_table",
     "print_text",
@@ -133,3 +135,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def peak_memory(rss_bytes: int, gpu_bytes: int | None) -> str:
+    """The most memory that was taken, for people: "1.2 GiB, GPU 3.4 GiB"; None without a GPU."""
+    gpu = "" if gpu_bytes is None else f", GPU {format_bytes(gpu_bytes)}"
+    return format_bytes(rss_bytes) + gpu

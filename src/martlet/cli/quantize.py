@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from martlet.cli.options import TEXT, as_json, device_options
-from martlet.cli.output import duration, note, print_json, print_text
+from martlet.cli.output import duration, note, peak_memory, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
 
@@ -96,9 +96,7 @@ def command(as_json: bool, **options: Any) -> None:
 
 
 def _summary(report: CompressionReport) -> str:
-    peaks = format_bytes(report.peak_rss_bytes)
-    if report.peak_gpu_bytes is not None:
-        peaks += f", GPU {format_bytes(report.peak_gpu_bytes)}"
+    peaks = peak_memory(report.peak_rss_bytes, report.peak_gpu_bytes)
     resumed = f", {report.resumed_blocks} blocks done before" if report.resumed_blocks else ""
     return (
         f"{report.path}: {report.family}, {report.method}, {format_bytes(report.nbytes)}, "
