@@ -3,10 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from martlet.compression.absmax import quantize_rows, quantize_weights
+from martlet.compression.absmax import quantize_rows
 from martlet.errors import ModelFileError
-from martlet.models.architecture import TensorSpec
-from martlet.quantization.scheme import QuantizedTensor
 
 
 def test_a_worked_example_rounds_half_to_even() -> None:
@@ -67,25 +65,6 @@ def test_the_source_is_not_changed() -> None:
     copy = weight.clone()
     quantize_rows(weight)
     assert torch.equal(weight, copy)
-
-
-def test_a_block_keeps_norms_and_what_is_int8_already() -> None:
-    specs = (
-        TensorSpec("q.weight", (2, 2), "linear"),
-        TensorSpec("wte.weight", (2, 2), "embedding"),
-        TensorSpec("k.weight", (2, 2), "linear"),
-        TensorSpec("norm.weight", (2,), "other"),
-        TensorSpec("wpe.weight", (2, 2), "other"),
-    )
-    ready = QuantizedTensor(torch.ones(2, 2, dtype=torch.int8), torch.ones(2).half())
-    weights = {spec.name: torch.ones(spec.shape) for spec in specs} | {"k.weight": ready}
-    result = quantize_weights(weights, specs)
-    assert list(result) == [spec.name for spec in specs]
-    assert isinstance(result["q.weight"], QuantizedTensor)
-    assert isinstance(result["wte.weight"], QuantizedTensor)
-    assert result["k.weight"] is ready
-    assert result["norm.weight"] is weights["norm.weight"]
-    assert result["wpe.weight"] is weights["wpe.weight"]
 
 
 @given(

@@ -7,7 +7,9 @@ from martlet.compression import requantize
 from martlet.compression.nearest import quantize_matrix
 from martlet.compression.requantize import in_format, in_formats
 from martlet.errors import ModelFileError
+from martlet.models.architecture import TensorSpec
 from martlet.quantization.formats import INT4, INT8, parse_format
+from martlet.quantization.scheme import QuantizedTensor
 
 CPU = torch.device("cpu")
 FORMATS = [INT8, INT4, parse_format("int4-g64-asym"), parse_format("int8-g32")]
@@ -92,3 +94,23 @@ def test_a_gpu_makes_about_the_weights_that_the_cpu_makes(format, wanted):
     # Sums of squared errors in another order: a group may take the other of two ranges as good.
     error = (floats(there) - floats(here)).norm() / floats(here).norm()
     assert error < 0.02
+
+
+def test_a_block_keeps_norms_and_what_is_int8_already():
+    specs = (
+        TensorSpec("q.weight", (2, 2), "linear"),
+        TensorSpec("wte.weight", (2, 2), "embedding"),
+        TensorSpec("k.weight", (2, 2), "linear"),
+        TensorSpec("norm.weight", (2,), "other"),
+        TensorSpec("wpe.weight", (2, 2), "other"),
+    )
+    ready = QuantizedTensor(torch.ones(2, 2, dtype=torch.int8), torch.ones(2).half())
+    weights = {spec.name: torch.ones(spec.shape) for spec in specs} | {"k.weight": ready}
+    formats = {spec.name: None if spec.kind == "other" else INT8 for spec in specs}
+    result = in_formats(weights, formats, CPU)
+    assert list(result) == [spec.name for spec in specs]
+    assert isinstance(result["q.weight"], QuantizedTensor)
+    assert isinstance(result["wte.weight"], QuantizedTensor)
+    assert result["k.weight"] is ready
+    assert result["norm.weight"] is weights["norm.weight"]
+    assert result["wpe.weight"] is weights["wpe.weight"]

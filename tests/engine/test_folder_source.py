@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.absmax import quantize_rows, quantize_weights
+from martlet.compression.absmax import quantize_rows
 from martlet.compression.groups import quantize_groups
+from martlet.compression.requantize import in_formats
 from martlet.engine import folder_source
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.parts import lay_out_parts
@@ -132,8 +133,11 @@ def test_weights_with_groups_are_tiled_piece_by_piece(
 
 def test_float_weights_become_integers_while_they_are_loaded(tiny_cpm1):
     store = open_store(tiny_cpm1)
-    tensors = {s.name: s.tensors for s in load_architecture(store.config).block_specs()}
-    source = FolderSource(store, CPU, lambda name, w: quantize_weights(w, tensors[name]))
+    formats = {
+        spec.name: {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
+        for spec in load_architecture(store.config).block_specs()
+    }
+    source = FolderSource(store, CPU, lambda name, w: in_formats(w, formats[name], CPU))
     for layout in lay_out(store, torch.float16, INT8).values():
         stored = store.block(layout.block)
         for name, weight in filled(source, layout).items():

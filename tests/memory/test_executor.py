@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.absmax import quantize_weights
+from martlet.compression.requantize import in_formats
 from martlet.errors import CapacityError
 from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.executor import ResidentExecutor, resident_nbytes
 from martlet.memory.plan import BlockSize, Budget, make_plan
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT8
 from martlet.quantization.scheme import QuantizedTensor
 
 CPU = torch.device("cpu")
@@ -48,9 +49,13 @@ def test_blocks_come_in_order_and_again(tiny_cpm2):
 
 def test_the_transform_sees_every_block(tiny_cpm1):
     store = open_store(tiny_cpm1)
-    specs = {s.name: s.tensors for s in load_architecture(store.config).block_specs()}
+    formats = {
+        spec.name: {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
+        for spec in load_architecture(store.config).block_specs()
+    }
+    cpu = torch.device("cpu")
     executor = _executor(
-        store, transform=lambda name, weights: quantize_weights(weights, specs[name])
+        store, transform=lambda name, weights: in_formats(weights, formats[name], cpu)
     )
     assert isinstance(executor.fixed()["transformer.wte.weight"], QuantizedTensor)
     assert isinstance(executor.fixed()["transformer.wpe.weight"], torch.Tensor)

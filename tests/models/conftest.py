@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.absmax import quantize_weights
+from martlet.compression.requantize import in_formats
 from martlet.conversion.convert import convert
 from martlet.layers.kv_cache import KVCache
 from martlet.models.architecture import FIXED, Architecture, Stack, Weights
 from martlet.models.config import load_architecture
+from martlet.quantization.formats import INT8
 from martlet.quantization.kv_form import KVForm
 
 
@@ -73,7 +74,9 @@ def _random_model(
             elif tensor.name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
                 value = 1 + 0.1 * value
             weights[tensor.name] = value.to(dtype)
-        blocks[spec.name] = quantize_weights(weights, spec.tensors) if quantize else weights
+        formats = {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
+        cpu = torch.device("cpu")
+        blocks[spec.name] = in_formats(weights, formats, cpu) if quantize else weights
     return Model(architecture, blocks)
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _CARD_NAMES = ("MODEL_CARD.md", "README.md")
-_CARD_LINES = 12
 
 
 @click.command("show")

@@ -6,16 +6,14 @@ calibration data, so it can run on any model at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import torch
 from torch import Tensor
 
 from martlet.errors import ModelFileError
-from martlet.models.architecture import TensorKind, TensorSpec
-from martlet.quantization.scheme import QuantizedTensor, StoredWeight
+from martlet.models.architecture import TensorKind
+from martlet.quantization.scheme import QuantizedTensor
 
-__all__ = ["QUANTIZED_KINDS", "quantize_rows", "quantize_weights"]
+__all__ = ["QUANTIZED_KINDS", "quantize_rows"]
 
 QUANTIZED_KINDS: frozenset[TensorKind] = frozenset({"linear", "embedding"})
 
@@ -64,23 +62,3 @@ def quantize_rows(weight: Tensor, name: str = "weight") -> QuantizedTensor:
     if not columns:
         scale.fill_(1.0)
     return QuantizedTensor(data, scale)
-
-
-def quantize_weights(
-    weights: Mapping[str, StoredWeight], tensors: Iterable[TensorSpec]
-) -> dict[str, StoredWeight]:
-    """The weights of one block with linears and embeddings in int8, for quantising at load.
-
-    What is int8 already, and norms, biases and position tables, are handed on as they are.
-
-    Raises:
-        ModelFileError: a weight is infinite or not a number.
-    """
-    kinds = {tensor.name: tensor.kind for tensor in tensors}
-    result: dict[str, StoredWeight] = {}
-    for name, weight in weights.items():
-        if isinstance(weight, Tensor) and kinds.get(name) in QUANTIZED_KINDS:
-            result[name] = quantize_rows(weight, name)
-        else:
-            result[name] = weight
-    return result
