@@ -22,10 +22,10 @@ from martlet.engine.machine import (
     measured_bandwidth,
     probe_gpu_state,
 )
-from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts
+from martlet.engine.parts import lay_out_parts, work_of
 from martlet.errors import CapacityError, UsageError
 from martlet.memory.executor import Executor, ResidentExecutor
-from martlet.memory.plan import BlockSize, Budget, Demand, Work, make_plan
+from martlet.memory.plan import BlockSize, Budget, Demand, make_plan
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture
 from martlet.models.config import load_architecture
@@ -145,18 +145,12 @@ def _open_on(
         specs, lambda _, tensor: None if tensor.kind == "other" else setting.format, dtype
     )
     if gpu:
-        sizes = [
-            BlockSize(part.name, part.nbytes, has_int4=setting.has_int4) for part in parts.values()
-        ]
+        sizes = {part.name: part.nbytes for part in parts.values()}
     else:
-        sizes = [
-            BlockSize(
-                spec.name,
-                sum(tensor_bytes(t, setting.quantize, dtype.itemsize) for t in spec.tensors),
-                has_int4=setting.has_int4,
-            )
+        sizes = {
+            spec.name: sum(tensor_bytes(t, setting.quantize, dtype.itemsize) for t in spec.tensors)
             for spec in specs
-        ]
+        }
     gpu_bytes = 0
     demand = needs.demand(dtype, capability)
     if gpu:
@@ -164,7 +158,7 @@ def _open_on(
         demand = replace(demand, context_bytes=state.context_bytes)
         gpu_bytes = capped(state.available_bytes, setting.gpu_memory_bytes)
     plan = make_plan(
-        sizes,
+        [BlockSize(name, size, has_int4=setting.has_int4) for name, size in sizes.items()],
         "cuda" if gpu else "cpu",
         Budget(gpu_bytes, capped(probe_ram().available_bytes, setting.ram_bytes)),
         demand,
@@ -174,13 +168,7 @@ def _open_on(
     source = RandomSource(architecture, setting.quantize, dtype, setting.seed)
     if gpu:
         device = torch.device("cuda", gpu.index)
-        has_encoder = architecture.has_encoder
-        work = Work(
-            prompt_tokens=1 if has_encoder else needs.prompt_tokens,
-            encoder_tokens=needs.prompt_tokens if has_encoder else 0,
-            fixed_decode_bytes=head_bytes(parts["fixed"]),
-            bytes_per_weight=bytes_per_weight(parts),
-        )
+        work = work_of(parts, needs.prompt_tokens, has_encoder=architecture.has_encoder)
         plan = plan.predicted(work, measured_bandwidth(device))
         return load_streamed(plan, parts, source, device, dtype)
     return ResidentExecutor(plan, source, torch.device("cpu"), dtype)

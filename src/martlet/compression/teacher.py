@@ -7,7 +7,7 @@ compared with; the float model is not needed any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,19 +87,12 @@ def row_chunks(num_rows: int, vocab_size: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def measure_targets(
-    walk: Walk, fixed: Weights, k: int, progress: Callable[[int, int], None] | None = None
-) -> Targets:
-    """The targets of a walk that has come to the end of the decoder.
-
-    ``progress`` is called with (batches done, batches).
-    """
+def measure_targets(walk: Walk, fixed: Weights, k: int) -> Targets:
+    """The targets of a walk that has come to the end of the decoder, ``k`` tokens each."""
     k = min(k, walk.architecture.vocab_size)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for done, (batch, hidden) in enumerate(zip(walk.batches, walk.inputs(), strict=True)):
+    for batch, hidden in zip(walk.batches, walk.inputs(), strict=True):
         parts += _probable(walk.architecture, fixed, real_rows(batch, hidden, walk.device), k)
-        if progress is not None:
-            progress(done + 1, len(walk.batches))
     columns = zip(*parts, strict=True)
     token_ids, log_probabilities, log_rest = (torch.cat(column) for column in columns)
     counts = [count for batch in walk.batches for count in batch.counts("decoder")]

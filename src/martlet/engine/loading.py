@@ -26,7 +26,7 @@ from martlet.engine.machine import (
     measured_bandwidth,
     probe_gpu_state,
 )
-from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts
+from martlet.engine.parts import lay_out_parts, work_of
 from martlet.engine.planned_limits import TextDemands, limits_to_try, plan_for_texts
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, VocabularyError
@@ -223,23 +223,17 @@ class ModelFolder:
 
     def _predicted(self, planned: PlannedLoad, bandwidth: Bandwidth) -> PlannedLoad:
         assert planned.parts is not None
-        work = self._work(planned.parts, planned.dtype)
+        work = self._work(planned.parts)
         return replace(planned, plan=planned.plan.predicted(work, bandwidth))
 
     def _forms(self, options: LoadOptions) -> LoadedForms:
         return LoadedForms(self.store, tuple(self.architecture.block_specs()), options.quantize)
 
-    def _work(self, parts: Mapping[str, PartLayout], dtype: torch.dtype) -> Work:
-        """A text of usual length; an encoder reads it, and the decoder begins with one token."""
+    def _work(self, parts: Mapping[str, PartLayout]) -> Work:
+        """A text of usual length."""
         limits = (self.max_input_tokens, self.architecture.max_positions, _PREDICTED_TOKENS)
         num_tokens = min(limit for limit in limits if limit)
-        has_encoder = self.architecture.has_encoder
-        return Work(
-            prompt_tokens=1 if has_encoder else num_tokens,
-            encoder_tokens=num_tokens if has_encoder else 0,
-            fixed_decode_bytes=head_bytes(parts["fixed"]),
-            bytes_per_weight=bytes_per_weight(parts),
-        )
+        return work_of(parts, num_tokens, has_encoder=self.architecture.has_encoder)
 
     def _weights_fit(self) -> None:
         specs = self.specs()

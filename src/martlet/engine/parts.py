@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 
 from martlet.memory.layout import PartLayout, TensorForm, lay_out_part
+from martlet.memory.plan import Work
 from martlet.models.architecture import FIXED, BlockSpec, TensorSpec
 from martlet.quantization.formats import WeightFormat
 
-__all__ = ["bytes_per_weight", "head_bytes", "lay_out_parts", "output_matrix"]
+__all__ = ["bytes_per_weight", "head_bytes", "lay_out_parts", "output_matrix", "work_of"]
 
 _ONCE_SUFFIX = ".once"
 
@@ -53,6 +54,16 @@ def head_bytes(fixed: PartLayout) -> int:
     by_name = {entry.name: entry for entry in fixed.entries}
     head = by_name[output_matrix(by_name)]
     return head.nbytes + head.groups_nbytes
+
+
+def work_of(parts: Mapping[str, PartLayout], prompt_tokens: int, *, has_encoder: bool) -> Work:
+    """A prompt of so many tokens; an encoder reads it, and the decoder begins with one token."""
+    return Work(
+        prompt_tokens=1 if has_encoder else prompt_tokens,
+        encoder_tokens=prompt_tokens if has_encoder else 0,
+        fixed_decode_bytes=head_bytes(parts["fixed"]),
+        bytes_per_weight=bytes_per_weight(parts),
+    )
 
 
 def bytes_per_weight(parts: Mapping[str, PartLayout]) -> float:
