@@ -27,6 +27,7 @@ import torch
 
 import martlet
 from martlet.api.adapting_place import AdaptationPlace, Demand, choose_adaptation_place
+from martlet.api.compressing_place import Limits
 from martlet.bench.random_source import RandomSource
 from martlet.bench.record import checkout_commit
 from martlet.bench.shapes import find_shape
@@ -124,9 +125,8 @@ def measure(
     demand = Demand(
         architecture, student.weights, samples, options.rows_at_once, options.batch_size
     )
-    place: AdaptationPlace = choose_adaptation_place(
-        demand, arguments.gpu_memory, arguments.ram, arguments.device
-    )
+    limits = Limits(arguments.gpu_memory, arguments.ram, arguments.device)
+    place: AdaptationPlace = choose_adaptation_place(demand, limits)
     settings = options.settings(len(samples), place.max_trained_bytes)
     # Looks and saves as in a long training: they are timed apart, by what is left of the whole.
     settings = replace(
