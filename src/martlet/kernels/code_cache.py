@@ -1,19 +1,15 @@
 """Machine code for a GPU or this processor that was compiled before, in the user's cache folder.
 
-A file is the SHA-256 of the code and then the code. Whatever goes wrong with one (cut short,
-not ours, not readable, a full disk) only means that the code is compiled again.
+Whatever goes wrong with a file only means that the code is compiled again (``user_cache``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import platformdirs
+from martlet.device.user_cache import read_cached, user_cache_folder, write_cached
 
 __all__ = ["cache_key", "read_code", "write_code"]
 
@@ -30,38 +26,16 @@ def cache_key(parts: Iterable[str]) -> str:
 
 def read_code(key: str, suffix: str = ".cubin") -> bytes | None:
     """What ``write_code`` kept under this key; None where there is nothing sound."""
-    path = _path(key, suffix)
-    if path is None:
-        return None
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = data[:32], data[32:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    folder = user_cache_folder()
+    return None if folder is None else read_cached(_path(folder, key, suffix))
 
 
 def write_code(key: str, code: bytes, suffix: str = ".cubin") -> None:
     """Keep machine code for later processes, where the folder can be written."""
-    path = _path(key, suffix)
-    if path is None:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            # At once: no process that runs beside this one sees half a file.
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+    folder = user_cache_folder()
+    if folder is not None:
+        write_cached(_path(folder, key, suffix), code)
 
 
-def _path(key: str, suffix: str) -> Path | None:
-    try:
-        folder = platformdirs.user_cache_path("martlet", appauthor=False)
-    except (OSError, RuntimeError):  # no home directory
-        return None
+def _path(folder: Path, key: str, suffix: str) -> Path:
     return folder / "kernels" / f"{key}{suffix}"

@@ -10,22 +10,18 @@ stderr, and can be changed by any other code of the process that adds words to i
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import marshal
 import math
-import os
 import re
 import sys
-import tempfile
 import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import platformdirs
+from martlet.device.user_cache import read_cached, user_cache_folder, write_cached
 
 __all__ = ["Segmenter", "default_segmenter"]
 
@@ -212,37 +208,20 @@ def _scores_of(frequencies: dict[str, int], total: int) -> tuple[dict[str, float
 
 
 def _cache_path(jieba_version: str) -> Path | None:
-    try:
-        folder = platformdirs.user_cache_path("martlet", appauthor=False)
-    except (OSError, RuntimeError):  # no home directory
+    folder = user_cache_folder()
+    if folder is None:
         return None
     return folder / f"words-2-jieba-{jieba_version}-{sys.implementation.cache_tag}.marshal"
 
 
 def _read_cache(path: Path | None) -> tuple[dict[str, float], float] | None:
-    if path is None:
-        return None
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, payload = data[:32], data[32:]
-    if hashlib.sha256(payload).digest() != digest:  # cut short, or not ours: marshal trusts input
+    # The digest matters here: marshal trusts its input.
+    payload = None if path is None else read_cached(path)
+    if payload is None:
         return None
     return cast("tuple[dict[str, float], float]", marshal.loads(payload))
 
 
 def _write_cache(path: Path | None, content: tuple[dict[str, float], float]) -> None:
-    if path is None:
-        return
-    payload = marshal.dumps(content)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            Path(name).replace(path)  # at once, so that no reader sees half a file
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+    if path is not None:
+        write_cached(path, marshal.dumps(content))
