@@ -13,6 +13,9 @@ __all__ = ["Norm"]
 class Norm:
     """A layer norm; a root mean square norm where ``bias`` is None.
 
+    What is multiplied is ``offset + weight``: Gemma's checkpoints keep the difference to 1. With an
+    offset the product is taken in float32 and rounded once.
+
     Shapes:
         weight, bias: (hidden_size,)
     """
@@ -20,6 +23,7 @@ class Norm:
     weight: Tensor
     bias: Tensor | None
     eps: float
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.weight.dim() == 1
