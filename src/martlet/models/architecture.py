@@ -23,6 +23,7 @@ __all__ = [
     "FIXED",
     "Architecture",
     "BlockSpec",
+    "CheckpointTensor",
     "LinearInput",
     "Stack",
     "TensorKind",
@@ -88,6 +89,29 @@ class LinearInput:
     is_encoder_output: bool = False
 
 
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """Where one of our tensors lies in a checkpoint of Hugging Face.
+
+    It is in the first of ``names`` that the checkpoint has; turned round first where
+    ``transposed``, because the file keeps (in_features, out_features). Of every ``period`` rows
+    (None: of all together), ``count`` rows from ``first`` on are ours (None: all to the end), one
+    group behind the other: so a checkpoint may keep queries, keys and values in one matrix, as
+    three thirds or head by head.
+    """
+
+    names: tuple[str, ...]
+    period: int | None = None
+    first: int = 0
+    count: int | None = None
+    transposed: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor in the checkpoint."""
+        return self.period is None and self.first == 0 and self.count is None
+
+
 class Architecture(Protocol):
     """One model architecture with its configuration; holds no weights.
 
@@ -103,6 +127,10 @@ class Architecture(Protocol):
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """All blocks in file order: fixed, encoder.0.., decoder.0.. ."""
+        ...
+
+    def checkpoint_tensor(self, name: str) -> CheckpointTensor:
+        """Where the tensor with this name in our files lies in a checkpoint of Hugging Face."""
         ...
 
     def num_blocks(self, stack: Stack) -> int:

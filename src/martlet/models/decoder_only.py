@@ -7,7 +7,7 @@ from torch import Tensor
 
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
-from martlet.models.architecture import FIXED, BlockSpec, Stack, TensorSpec
+from martlet.models.architecture import FIXED, BlockSpec, CheckpointTensor, Stack, TensorSpec
 from martlet.quantization.kv_form import KVForm
 
 __all__ = ["DecoderOnly"]
@@ -35,6 +35,10 @@ class DecoderOnly:
         self._num_key_value_heads = num_key_value_heads
         self._head_dim = head_dim
         self._num_positions = num_positions
+
+    def checkpoint_tensor(self, name: str) -> CheckpointTensor:
+        """By its own name, or without "model." where the checkpoint is of the body alone."""
+        return CheckpointTensor((name, name.removeprefix("model.")))
 
     def num_blocks(self, stack: Stack) -> int:
         """Layers of the decoder; there is no encoder."""

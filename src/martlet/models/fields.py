@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from martlet.errors import ModelFileError
@@ -14,16 +14,48 @@ __all__ = ["Fields"]
 # Above anything that exists, and low enough that a hostile size cannot make us build for hours.
 _MAX_SIZE = 1 << 24
 
+# What says how a model was made, trained, stored or is to be sampled, not what it computes.
+_HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures
+    attn_implementation attention_dropout attn_dropout attn_pdrop auto_map bad_words_ids
+    begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
+    classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dropout
+    dropout_rate dtype early_stopping embd_pdrop embed_dropout embedding_dropout
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label initializer_factor initializer_range label2id length_penalty
+    max_input_tokens max_length max_new_tokens min_length min_p model_type no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    suppress_tokens task_specific_params tasks temperature tf_legacy_loss tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p unk_token_id unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 - a line a name would be a page
+)
+
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a config.json, read by name and type; a bad one is named in the error."""
+    """The fields of a config.json, read by name and type; a bad one is named in the error.
+
+    What has been asked for is remembered, so that ``refuse_unknown`` can tell what nobody has.
+    """
 
     config: Mapping[str, Any]
+    _asked: set[str] = field(default_factory=set, compare=False)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
+        self._asked.add(name)
         return self.config.get(name) is not None
+
+    def get(self, name: str) -> object:
+        """The field as it is, None where it is missing."""
+        self._asked.add(name)
+        return self.config.get(name)
 
     def size(self, name: str, default: int | None = None, *, limit: int = _MAX_SIZE) -> int:
         """A positive integer of at most ``limit``.
@@ -82,8 +114,32 @@ class Fields:
         if self.has(name) and self.config[name] != only:
             raise self.bad(name, self.config[name], f"{only!r} alone")
 
+    def ignore(self, *names: str) -> None:
+        """Take these fields for known: a family calls it for what cannot change its results."""
+        self._asked.update(names)
+
+    def refuse_unknown(self, where: str = "config.json") -> None:
+        """Refuse what nobody has asked for: it may stand for something that changes results.
+
+        Null, false and empty values ask for nothing. Call it when all has been read.
+
+        Raises:
+            ModelFileError: there is such a field; the message names it.
+        """
+        for name, value in self.config.items():
+            is_nothing = value is None or value is False or value in ({}, [])
+            if not is_nothing and name not in self._asked and name not in _HARMLESS:
+                raise ModelFileError(
+                    f"{where} has the field {str(name)[:60]!r} = {_shown(value)}, which is not "
+                    f"known for model_type {str(self.config.get('model_type', '?'))[:40]} and may "
+                    "change what it computes; delete the field if you know that it does not"
+                )
+
     def bad(self, name: str, value: object, supported: str) -> ModelFileError:
         """The error that a field has a value other than what is supported; to be raised."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ModelFileError(f"config.json has {name} = {shown}; supported is {supported}")
+        return ModelFileError(f"config.json has {name} = {_shown(value)}; supported is {supported}")
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -15,7 +15,14 @@ from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import linear, vector
 from martlet.layers.norm import layer_norm
-from martlet.models.architecture import BlockSpec, LinearInput, Stack, TensorSpec, Weights
+from martlet.models.architecture import (
+    BlockSpec,
+    CheckpointTensor,
+    LinearInput,
+    Stack,
+    TensorSpec,
+    Weights,
+)
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 
@@ -24,6 +31,8 @@ __all__ = ["GPT2", "GPT2Config"]
 _WTE = "transformer.wte.weight"
 _WPE = "transformer.wpe.weight"
 _LN_F = "transformer.ln_f"
+# Checkpoints keep these as Conv1D, (in_features, out_features).
+_CONV1D = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,15 @@ class GPT2(DecoderOnly):
             *_linear_specs("mlp.c_proj", width, config.n_inner),
         )
         return self._specs(fixed, "transformer.h.{}.", layer)
+
+    def checkpoint_tensor(self, name: str) -> CheckpointTensor:
+        """With or without "transformer."; matrices of layers stand the other way round."""
+        # A head that is not tied may still be left out of the file where it equals the embedding.
+        known = (name, _WTE) if name == "lm_head.weight" else (name,)
+        short = tuple(name.removeprefix("transformer.") for name in known)
+        return CheckpointTensor(
+            tuple(dict.fromkeys(known + short)), transposed=name.endswith(_CONV1D)
+        )
 
     def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
         """The norms are before c_attn and c_fc; values are the last third of what c_attn makes."""

@@ -24,6 +24,7 @@ from martlet.layers.relative_bias import RelativeBuckets, bias_by_distance, rela
 from martlet.models.architecture import (
     FIXED,
     BlockSpec,
+    CheckpointTensor,
     LinearInput,
     Stack,
     TensorSpec,
@@ -96,6 +97,11 @@ class T5:
             shape = (config.d_model, config.d_ff) if part == "wo" else (config.d_ff, config.d_model)
             specs.append(TensorSpec(f"{last}.DenseReluDense.{part}.weight", shape, "linear"))
         return (*specs, *once)
+
+    def checkpoint_tensor(self, name: str) -> CheckpointTensor:
+        """By its own name; an embedding that two stacks share may be called after either."""
+        stacks = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+        return CheckpointTensor((name, *stacks) if name == "shared.weight" else (name,))
 
     def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
         """A norm is before every sublayer; o reads values, wo what comes out of wi."""
