@@ -145,6 +145,12 @@ class Store:
             for weight in self._weights[name]
         }
 
+    def weight(self, block: str, name: str) -> StoredWeight:
+        """One weight of a block by its name inside it, which must be there; no byte is copied."""
+        entry = self._blocks[block]
+        planned = next(w for w in self._weights[block] if w.name == entry.prefix + name)
+        return assembled(planned, self._maps[entry.file])
+
     def forget(self) -> None:
         """Give back the memory of all pages touched so far; weights stay valid."""
         for tensors in self._maps.values():

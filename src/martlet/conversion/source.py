@@ -11,7 +11,7 @@ import torch
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["Source", "StoredForm", "TokenizerFiles"]
+__all__ = ["DirectSource", "Source", "StoredForm", "TokenizerFiles"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TokenizerFiles:
 class Source(Protocol):
     """A foreign checkpoint: its configuration in our words, and its tensors under our names.
 
-    ``family`` is "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5" and decides prompt formats.
+    ``family`` is one of ``models/family.py`` and decides prompt formats.
     ``config`` is our config.json: Hugging Face's field names for that architecture.
     ``generation`` holds sampling defaults (generation_config.json), ``tokenizer`` is None where
     the source has no vocabulary beside it. ``compression`` says how its integers came to be, as far
@@ -71,4 +71,20 @@ class Source(Protocol):
         Raises:
             ModelFileError: the source has no such tensor, or it has the wrong shape or type.
         """
+        ...
+
+
+class DirectSource(Source, Protocol):
+    """A source that a model can be run from as it is, without a model folder being made of it."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor as ``tensor`` will return it; reads no data.
+
+        Raises:
+            ModelFileError: the source has no such tensor.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory of all pages touched so far; tensors stay valid."""
         ...
