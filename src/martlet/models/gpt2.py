@@ -25,6 +25,7 @@ from martlet.models.architecture import (
 )
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
+from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["GPT2", "GPT2Config"]
 
@@ -112,17 +113,17 @@ class GPT2(DecoderOnly):
         fixed = [
             TensorSpec(_WTE, (config.vocab_size, width), "embedding"),
             TensorSpec(_WPE, (config.n_positions, width), "other"),
-            *_norm_specs(_LN_F, width),
+            *norm_specs(_LN_F, width),
         ]
         if not config.tie_word_embeddings:
             fixed.append(TensorSpec("lm_head.weight", (config.vocab_size, width), "linear"))
         layer = (
-            *_norm_specs("ln_1", width),
-            *_linear_specs("attn.c_attn", 3 * width, width),
-            *_linear_specs("attn.c_proj", width, width),
-            *_norm_specs("ln_2", width),
-            *_linear_specs("mlp.c_fc", config.n_inner, width),
-            *_linear_specs("mlp.c_proj", width, config.n_inner),
+            *norm_specs("ln_1", width),
+            *linear_specs("attn.c_attn", 3 * width, width),
+            *linear_specs("attn.c_proj", width, width),
+            *norm_specs("ln_2", width),
+            *linear_specs("mlp.c_fc", config.n_inner, width),
+            *linear_specs("mlp.c_proj", width, config.n_inner),
         )
         return self._specs(fixed, "transformer.h.{}.", layer)
 
@@ -219,17 +220,3 @@ class GPT2(DecoderOnly):
         name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
         norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
         return ops.logits(hidden, fixed[name], norm=norm)
-
-
-def _norm_specs(name: str, width: int) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec(f"{name}.weight", (width,), "other"),
-        TensorSpec(f"{name}.bias", (width,), "other"),
-    )
-
-
-def _linear_specs(name: str, out_features: int, in_features: int) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec(f"{name}.weight", (out_features, in_features), "linear"),
-        TensorSpec(f"{name}.bias", (out_features,), "other"),
-    )
