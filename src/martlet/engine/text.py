@@ -25,6 +25,7 @@ class TextStream:
     ) -> None:
         self.stats: Stats | None = None
         self._on_finish = on_finish
+        self._cancel = request.cancel
         self._pieces = self._run(generator, request)
 
     def __iter__(self) -> Iterator[str]:
@@ -38,6 +39,10 @@ class TextStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def cancel(self) -> None:
+        """Let the text end before its next token, with stats; safe to call at any moment."""
+        self._cancel.set()
 
     def close(self) -> None:
         """End the work between two tokens; ``stats`` stays None if the text had not ended."""
