@@ -11,6 +11,12 @@ from martlet.models.architecture import Architecture
 __all__ = ["load_architecture"]
 
 
+def _bloom(config: Mapping[str, Any]) -> Architecture:
+    from martlet.models.bloom import Bloom, BloomConfig
+
+    return Bloom(BloomConfig.from_fields(config))
+
+
 def _gpt2(config: Mapping[str, Any]) -> Architecture:
     from martlet.models.gpt2 import GPT2, GPT2Config
 
@@ -31,6 +37,7 @@ def _t5(config: Mapping[str, Any]) -> Architecture:
 
 # One line an architecture, by the model_type of Hugging Face.
 _ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], Architecture]] = {
+    "bloom": _bloom,
     "gpt2": _gpt2,
     "llama": _llama,
     "mt5": _t5,

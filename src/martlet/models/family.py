@@ -9,6 +9,7 @@ __all__ = ["TASKS_OF_FAMILY", "Task", "families_for"]
 Task = Literal["fill", "write", "chat"]
 
 TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
+    "bloom": ("write",),
     "cpm1": ("write",),
     "cpm2": ("fill", "write"),
     "eva": ("chat",),
