@@ -9,10 +9,12 @@ from torch import Tensor
 
 from martlet.kernels import reference
 from martlet.kernels.cache_view import CacheView
-from martlet.kernels.cuda import decode, sampling
+from martlet.kernels.cuda import attention, decode, sampling
+from martlet.kernels.norm import Norm
 from martlet.kernels.products import embedding
 from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
+from martlet.kernels.turn import Turn
 from martlet.quantization.scheme import TiledTensor, Weight
 
 __all__ = ["finish_step", "most_probable", "sample", "step_attention", "step_embedding"]
@@ -36,32 +38,41 @@ def step_embedding(
     return embedding(weight, token_ids, dtype) + embedding(positions, known, dtype)
 
 
-def step_attention(
+def step_attention(  # noqa: PLR0913  (one a part of what is fused)
     qkv: Sequence[Tensor | None],
     cache: CacheView,
     scale: float,
     bias: Tensor | None = None,
-    frequency: Tensor | None = None,
+    turn: Turn | None = None,
+    *,
+    norms: tuple[Norm, Norm] | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of one new token a slot over a cache whose lengths are read on the device.
 
     The new keys and values are written into the cache; without them (None) the cache stays as it
-    is, as in cross attention.
+    is, as in cross attention. ``norms`` are those of each head's query and key, ``turn`` turns both
+    after that as ``rotary`` does. ``softcap`` caps scores as in ``attention``. Of the keys, the
+    new one included, the last ``window`` are seen.
 
     Shapes:
         qkv: queries (num_slots, num_heads * head_dim), keys and values
             (num_slots, num_kv_heads * head_dim)
         bias: (num_heads, num_distances) float32 by the distance to the key, the last for all beyond
-        frequency: (head_dim / 2,) float32: turns queries and keys as ``rotary`` does
+        norms: weights (head_dim,)
         return: (num_slots, num_heads * head_dim)
     """
     q, k, v = qkv
     assert q is not None
-    head_dim = cache.keys.shape[3]
-    group_width = q.shape[1] // cache.keys.shape[1]
-    if q.is_cuda and head_dim % 8 == 0 and group_width <= decode.MAX_GROUP_WIDTH:
-        return decode.attention((q, k, v), cache, scale, bias, frequency)
-    return reference.step_attention(qkv, cache, scale, bias, frequency)
+    assert k is not None or (turn is None and norms is None and window is None)
+    if attention.can_attend(q, cache.keys.shape[3]):
+        return attention.attention(
+            (q, k, v), cache, scale, bias, turn, norms=norms, softcap=softcap, window=window
+        )
+    return reference.step_attention(
+        qkv, cache, scale, bias, turn, norms=norms, softcap=softcap, window=window
+    )
 
 
 def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -> None:

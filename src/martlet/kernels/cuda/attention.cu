@@ -1,19 +1,29 @@
 // Attention of one new token a sequence over a static cache: decoding.
 //
-// A block takes one key/value head of one sequence and a stretch of its keys; it computes all the
-// query heads that share the head. Where a sequence is cut into several stretches, the block that
+// A block takes one key/value head of one sequence and a stretch of its keys; it computes the query
+// heads that share the head, or GROUP of them where those are too many for the registers of a lane
+// (the last block of such a head computes what it has too few of twice, and writes it once).
+// Where a sequence is cut into several stretches, the block that
 // finishes last joins them, in the order of the stretches, so that results do not depend on timing.
 // Self attention first writes the new key and value behind the others (turned to its position where
 // positions are rotary). Lengths are read on the device: one captured launch serves every step.
-// With CACHE_INT8 keys and values are int8, and the new ones are quantised as they are written.
+// With CACHE_INT8 keys and values are int8, and the new ones are quantised as they are written. With
+// HEAD_NORM a root mean square norm of each head comes before the turn, with SOFTCAP scores are bent
+// towards a limit.
 #include "cache_vectors.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 64
 #endif
-// Query heads for each key/value head.
+// Query heads of a block.
 #ifndef GROUP
 #define GROUP 1
+#endif
+#ifndef HEAD_NORM
+#define HEAD_NORM 0
+#endif
+#ifndef SOFTCAP
+#define SOFTCAP 0
 #endif
 
 #define WARPS 8
@@ -43,43 +53,75 @@ struct Arguments {
     // (slots,) keys in the cache: before the new one, or of the encoder; -1: the slot is idle
     const int* lengths;
     const float* bias;       // (heads, num_distances), by min(distance, num_distances - 1); or nullptr
-    const float* frequency;  // (HEAD_DIM / 2,) of rotary positions; or nullptr
+    const float* frequency;  // (num_pairs,) of rotary positions; or nullptr
+    const act_t* q_norm;     // (HEAD_DIM,) with HEAD_NORM
+    const act_t* k_norm;
     act_t* y;            // (slots, heads * HEAD_DIM)
-    float* partial;      // (slots, kv_heads, stretches, GROUP, HEAD_DIM + 2)
-    int* finished;       // (slots, kv_heads), zero before and after
+    float* partial;      // (slots, gridDim.x, stretches, GROUP, HEAD_DIM + 2)
+    int* finished;       // (slots, gridDim.x), zero before and after
     int q_stride;
     int k_stride;
     int v_stride;
     int capacity;        // tokens that fit into a slot
     int stretch;         // keys of a block
     int num_distances;
+    int num_heads;       // of queries
+    int splits;          // blocks that share a key/value head
+    int window;          // keys that a query sees at most, its own included
+    int num_pairs;       // that are turned
+    int is_interleaved;  // pairs are neighbours, not num_pairs apart
     float scale;
+    float turn_factor;   // of sine and cosine
+    float softcap;
+    float norm_eps;
+    float norm_offset;
 };
 
-// The turn of one lane's eight components: p and p + HEAD_DIM / 2 of a head are a complex number.
+// How one lane's eight components of a head are turned: two components of a head, wherever they
+// stand, are a complex number.
 struct Turn {
     float sine[8], cosine[8];
-    __device__ __forceinline__ Turn(const float* frequency, int first, int position) {
+    int partner[8];
+    __device__ __forceinline__ Turn(const Arguments& a, int first, int position) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            sine[i] = 0.0f, cosine[i] = 1.0f;
-            if (!frequency || first >= HEAD_DIM) continue;
-            const int d = first + i, half = HEAD_DIM / 2;
-            sincosf((float)position * frequency[d < half ? d : d - half], &sine[i], &cosine[i]);
-            if (d < half) sine[i] = -sine[i];
+            const int d = first + i;
+            sine[i] = 0.0f, cosine[i] = 1.0f, partner[i] = d;
+            if (!a.frequency || d >= 2 * a.num_pairs) continue;
+            const bool is_first = a.is_interleaved ? !(d & 1) : d < a.num_pairs;
+            const int pair = a.is_interleaved ? d >> 1 : is_first ? d : d - a.num_pairs;
+            partner[i] = a.is_interleaved ? d ^ 1 : is_first ? d + a.num_pairs : d - a.num_pairs;
+            sincosf((float)position * a.frequency[pair], &sine[i], &cosine[i]);
+            sine[i] *= is_first ? -a.turn_factor : a.turn_factor;
+            cosine[i] *= a.turn_factor;
         }
     }
-    // Components `first` .. `first + 7` of a head, turned; the head may lie at any address.
-    __device__ __forceinline__ void load(const act_t* head, bool turns, int first,
-                                         float (&v)[8]) const {
+    // Components `first` .. `first + 7` of a head, turned; the head may lie at any address. With
+    // HEAD_NORM all lanes of the head come here together.
+    __device__ __forceinline__ void load(const Arguments& a, const act_t* head, const act_t* norm,
+                                         int first, float (&v)[8]) const {
+        float w[8];  // of the partners
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            v[i] = 0.0f;
+            v[i] = w[i] = 0.0f;
             if (first >= HEAD_DIM) continue;
-            const int d = first + i, half = HEAD_DIM / 2;
-            v[i] = to_float(head[d]);
-            if (turns) v[i] = v[i] * cosine[i] + to_float(head[d < half ? d + half : d - half]) * sine[i];
+            v[i] = to_float(head[first + i]);
+            if (partner[i] != first + i) w[i] = to_float(head[partner[i]]);
         }
+#if HEAD_NORM
+        float square = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) square = fmaf(v[i], v[i], square);
+        const float factor = rsqrtf(sum_of_lanes<LANES>(square) / HEAD_DIM + a.norm_eps);
+        if (first < HEAD_DIM)
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                v[i] *= factor * (a.norm_offset + to_float(norm[first + i]));
+                w[i] *= factor * (a.norm_offset + to_float(norm[partner[i]]));
+            }
+#endif
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = v[i] * cosine[i] + w[i] * sine[i];
     }
 };
 
@@ -145,11 +187,11 @@ struct KeyValue {
 // The new key and value of a lane as they will be read from now on; both go into the cache as the
 // vector of that number. All lanes of the key come here, those beyond the head too.
 __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int head, int part,
-                                           int position, size_t vector) {
+                                           int position, size_t vector, bool writes) {
     KeyValue fresh = {};
-    const Turn turn(a.frequency, part, position);
+    const Turn turn(a, part, position);
     float v[8];
-    turn.load(a.k + (size_t)slot * a.k_stride + head * HEAD_DIM, a.frequency != nullptr, part, v);
+    turn.load(a, a.k + (size_t)slot * a.k_stride + head * HEAD_DIM, a.k_norm, part, v);
     const act_t* from = a.v + (size_t)slot * a.v_stride + head * HEAD_DIM + part;
     const size_t at = vector * HEAD_DIM + part;
 #if CACHE_INT8
@@ -160,7 +202,7 @@ __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int hea
         w[i] = part < HEAD_DIM ? to_float(from[i]) : 0.0f;
     }
     fresh.key = quantise8<LANES>(v), fresh.value = quantise8<LANES>(w);
-    if (part >= HEAD_DIM) return fresh;
+    if (part >= HEAD_DIM || !writes) return fresh;
     *(uint2*)(a.keys + at) = fresh.key.words, *(uint2*)(a.values + at) = fresh.value.words;
     if (part > 0) return fresh;
     a.key_scales[vector] = fresh.key.scale_bits;
@@ -172,16 +214,16 @@ __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int hea
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         keys[i] = from_float(v[i]), values[i] = from[i];
-        a.keys[at + i] = keys[i], a.values[at + i] = values[i];
+        if (writes) a.keys[at + i] = keys[i], a.values[at + i] = values[i];
     }
 #endif
     return fresh;
 }
 
 // The stretches of a sequence into its result; every thread of the block that finished last.
-__device__ __forceinline__ void join(const Arguments& a, const float* partial, act_t* y) {
+__device__ __forceinline__ void join(const float* partial, int width, act_t* y) {
     const int stretches = gridDim.z;
-    for (int index = threadIdx.x; index < GROUP * HEAD_DIM; index += THREADS) {
+    for (int index = threadIdx.x; index < width; index += THREADS) {
         const int g = index / HEAD_DIM, d = index % HEAD_DIM;
         const float* of_head = partial + g * (HEAD_DIM + 2);
         const int step = GROUP * (HEAD_DIM + 2);
@@ -215,14 +257,18 @@ struct Batch {
     }
 };
 
-// Grid: (kv_heads, slots, stretches). Dynamic shared memory: WARPS * GROUP * (HEAD_DIM + 2) floats.
+// Grid: (kv_heads * splits, slots, stretches). Dynamic shared memory: WARPS * GROUP * (HEAD_DIM + 2) floats.
 //
 // What stands before wait_for_inputs() reads lengths and keys of earlier tokens: no kernel of this
 // step writes them but this one, and steps do not overlap.
 extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONSTANT Arguments a) {
     extern __shared__ float gathered[];  // of each warp and head: values, largest score, sum
     __shared__ bool is_last;
-    const int head = blockIdx.x, slot = blockIdx.y, num_kv_heads = gridDim.x;
+    const int head = blockIdx.x / a.splits, split = blockIdx.x % a.splits, slot = blockIdx.y;
+    const int num_kv_heads = gridDim.x / a.splits;
+    const int sharing = a.num_heads / num_kv_heads;  // heads of queries
+    const int first_head = head * sharing + split * GROUP;
+    const int last_head = min(first_head + GROUP, (head + 1) * sharing) - 1;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int part = lane % LANES * 8;  // this lane's components
     allow_next_kernel();
@@ -230,7 +276,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     const int position = a.lengths[slot];
     // A sequence that has ended stays where it is; its slot may be full.
     const int num_keys = min(a.k ? position + 1 : position, a.capacity);
-    const int begin = blockIdx.z * a.stretch, end = min(begin + a.stretch, num_keys);
+    const int stretch = blockIdx.z * a.stretch, end = min(stretch + a.stretch, num_keys);
+    const int begin = max(stretch, num_keys - a.window);
     const size_t cache = ((size_t)slot * num_kv_heads + head) * a.capacity;
     // Keys that lie in the cache; lanes beyond the head have none.
     const int cached = part < HEAD_DIM ? min(end, position) : 0;
@@ -238,25 +285,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     Batch batch;
     batch.load(a, cache, part, first_key, cached);
     if (a.bias)
-        for (int g = warp; g < GROUP; g += WARPS)
+        for (int h = first_head + warp; h <= last_head; h += WARPS)
             for (int at = lane * 32; at < a.num_distances; at += 1024)
-                touch(a.bias + (head * GROUP + g) * a.num_distances + at);
+                touch(a.bias + h * a.num_distances + at);
     wait_for_inputs();
 
-    const act_t* queries = a.q + (size_t)slot * a.q_stride + head * GROUP * HEAD_DIM;
+    const act_t* queries = a.q + (size_t)slot * a.q_stride;
     float q[GROUP][8];
     {
-        const Turn turn(a.frequency, part, position);
+        const Turn turn(a, part, position);
 #pragma unroll
         for (int g = 0; g < GROUP; g++)
-            turn.load(queries + g * HEAD_DIM, a.frequency != nullptr, part, q[g]);
+            turn.load(a, queries + min(first_head + g, last_head) * HEAD_DIM, a.q_norm, part, q[g]);
     }
 
     // The new key is that of one group of lanes, in one block.
     const bool is_own = a.k && position < end && position >= first_key &&
                         (position - first_key) % (WARPS * KEYS) == 0;
     KeyValue fresh = {};
-    if (is_own) fresh = append(a, slot, head, part, position, cache + position);
+    if (is_own) fresh = append(a, slot, head, part, position, cache + position, split == 0);
 
     Gathered own;
     // Whole warps stay together for the exchange below.
@@ -282,8 +329,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
                 for (int distance = LANES / 2; distance; distance >>= 1)
                     score[u] += __shfl_xor_sync(0xffffffffu, score[u], distance);
                 score[u] *= a.scale * batch.key[u].scale();
+#if SOFTCAP
+                score[u] = a.softcap * tanhf(score[u] / a.softcap);
+#endif
                 if (a.bias && at < end)
-                    score[u] += a.bias[(head * GROUP + g) * a.num_distances +
+                    score[u] += a.bias[min(first_head + g, last_head) * a.num_distances +
                                        min(position - at, a.num_distances - 1)];
                 if (at >= end) score[u] = -INFINITY;
             }
@@ -301,10 +351,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
         }
     __syncthreads();
 
-    act_t* y = a.y + ((size_t)slot * num_kv_heads + head) * GROUP * HEAD_DIM;
-    const int pair = slot * num_kv_heads + head, stretches = gridDim.z;
+    const int pair = slot * gridDim.x + blockIdx.x, stretches = gridDim.z;
+    const int width = (last_head - first_head + 1) * HEAD_DIM;
+    act_t* y = a.y + ((size_t)slot * a.num_heads + first_head) * HEAD_DIM;
     float* partial = a.partial + (size_t)pair * stretches * GROUP * (HEAD_DIM + 2);
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+    for (int i = threadIdx.x; i < width; i += THREADS) {
         const int g = i / HEAD_DIM, d = i % HEAD_DIM;
         float largest = -INFINITY, sum = 0.0f, value = 0.0f;
 #pragma unroll
@@ -332,6 +383,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    join(a, partial, y);
+    join(partial, width, y);
     if (threadIdx.x == 0) a.finished[pair] = 0;
 }

@@ -7,6 +7,21 @@
 #define CACHE_INT8 0
 #endif
 
+// Those of a warp's lanes that stand together in groups of `lanes`, this lane among them.
+template <int lanes>
+__device__ __forceinline__ u32 lanes_together() {
+    return (0xffffffffu >> (32 - lanes)) << (threadIdx.x & 31 & ~(lanes - 1));
+}
+
+// A sum over them, all of which must come here.
+template <int lanes>
+__device__ __forceinline__ float sum_of_lanes(float value) {
+#pragma unroll
+    for (int distance = lanes / 2; distance; distance >>= 1)
+        value += __shfl_xor_sync(lanes_together<lanes>(), value, distance);
+    return value;
+}
+
 #if CACHE_INT8
 
 typedef signed char cache_t;
@@ -41,10 +56,9 @@ __device__ __forceinline__ CacheVector quantise8(const float (&v)[8]) {
     u32 largest = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
-    const u32 together = (0xffffffffu >> (32 - lanes)) << (threadIdx.x & 31 & ~(lanes - 1));
 #pragma unroll
     for (int distance = lanes / 2; distance; distance >>= 1)
-        largest = max(largest, __shfl_xor_sync(together, largest, distance));
+        largest = max(largest, __shfl_xor_sync(lanes_together<lanes>(), largest, distance));
     const u32 bits = __float_as_uint(__uint_as_float(largest) * (1.0f / 127.0f));
     CacheVector to;
     to.scale_bits = bits > 0x7f800000u ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

@@ -20,9 +20,10 @@ _VECTOR = 8  # neighbours that a thread computes
 
 class _NormArguments(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y")),
         *((name, ctypes.c_int) for name in ("columns", "x_stride", "is_aligned")),
         ("eps", ctypes.c_float),
+        ("offset", ctypes.c_float),
     )
 
 
@@ -57,28 +58,34 @@ def _wants_gradient(x: Tensor, parameters: Norm) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def norm(x: Tensor, parameters: Norm) -> Tensor:
-    """What ``ops.norm`` means, in one launch.
+def norm(x: Tensor, parameters: Norm, residual: Tensor | None = None) -> Tensor:
+    """What ``ops.norm`` means, plus the residual where there is one, in one launch.
 
     Shapes:
         x: (..., hidden_size)
+        residual: the same, contiguous, dtype of ``x``
         return: the same, contiguous
     """
     weight, bias = parameters.weight, parameters.bias
+    assert residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+    assert residual is None or residual.is_contiguous()
     columns = x.shape[-1]
     rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, columns).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     row_stride = rows.stride(0)
-    at = rows.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+    at = [rows.data_ptr(), weight.data_ptr()]
+    at += [0 if tensor is None else tensor.data_ptr() for tensor in (bias, residual)]
     arguments = _NormArguments(
         *at,
         y.data_ptr(),
         columns,
         row_stride,
-        _is_aligned(columns | row_stride, at[0] | at[1] | at[2]),
+        _is_aligned(columns | row_stride, at[0] | at[1] | at[2] | at[3]),
         parameters.eps,
+        parameters.offset,
     )
-    _kernel("norm", "norm_rows", x.dtype, x.device)((rows.shape[0], 1, 1), _THREADS, arguments)
+    kernel = _kernel("norm", "norm_rows", x.dtype, x.device)
+    kernel((rows.shape[0], 1, 1), _THREADS, arguments, dependent=True)
     return y
 
 

@@ -71,6 +71,7 @@ class Arguments(ctypes.Structure):
         ("activation", ctypes.c_int),
         ("is_y_float", ctypes.c_int),
         ("eps", ctypes.c_float),
+        ("norm_offset", ctypes.c_float),
     )
 
 
@@ -132,7 +133,7 @@ def arguments_of(
             place.bias = bias.data_ptr()
     if norm is not None:
         assert norm.weight.dtype == x.dtype
-        arguments.norm, arguments.eps = 1, norm.eps
+        arguments.norm, arguments.eps, arguments.norm_offset = 1, norm.eps, norm.offset
         arguments.norm_weight = norm.weight.data_ptr()
         if norm.bias is not None:
             arguments.norm, arguments.norm_bias = 2, norm.bias.data_ptr()

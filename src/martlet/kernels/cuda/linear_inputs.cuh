@@ -66,6 +66,7 @@ struct Arguments {
     int activation;
     int is_y_float;
     float eps;
+    float norm_offset;  // added to the weight of a norm
 };
 
 // What the host knows of a launch may be compiled in: less code is sooner there.
@@ -188,7 +189,7 @@ __device__ __forceinline__ void load_input(const Arguments& a, const act_t* row,
     if (norm_of(a) == LAYER_NORM) load8(a.norm_bias + at, bias);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        v[i] = (v[i] - mean) * rstd * weight[i];
+        v[i] = (v[i] - mean) * rstd * (a.norm_offset + weight[i]);
         if (norm_of(a) == LAYER_NORM) v[i] += bias[i];
     }
 }

@@ -130,7 +130,7 @@ __device__ __forceinline__ float stage_own(const Arguments& a, const NormWeights
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 if (is_own) square = fmaf(v[i][j], v[i][j], square);
-                v[i][j] *= weight[j];
+                v[i][j] *= a.norm_offset + weight[j];
             }
         }
 #pragma unroll

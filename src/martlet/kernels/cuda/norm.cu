@@ -1,4 +1,5 @@
-// Rows normalised: layer norm, or root mean square norm. A block takes a row; statistics are float32.
+// Rows normalised: layer norm, or root mean square norm, and what is added to them. A block takes a
+// row; statistics are float32.
 //
 // Defines: ACTIVATION_TYPE.
 
@@ -33,11 +34,13 @@ struct Arguments {
     const act_t* x;
     const act_t* weight;
     const act_t* bias; // of a layer norm, else null
+    const act_t* residual; // rows without gaps, added to what is normalised; or null
     act_t* y;          // rows without gaps
     int columns;
     int x_stride;
     int is_aligned; // columns is a multiple of 8, and so is where every row begins
     float eps;
+    float offset; // added to the weight
 };
 
 // Grid: a block of THREADS a row.
@@ -45,7 +48,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 norm_rows(const GRID_CONSTANT Arguments a) {
     __shared__ float shared[THREADS / 32];
     const act_t* x = a.x + (size_t)blockIdx.x * a.x_stride;
-    act_t* y = a.y + (size_t)blockIdx.x * a.columns;
+    const size_t row = (size_t)blockIdx.x * a.columns;
+    act_t* y = a.y + row;
+    allow_next_kernel();
+    wait_for_inputs();
     const int start = threadIdx.x * 8;
     float v[8], mean = 0.0f, squares = 0.0f;
     if (a.bias) {
@@ -73,7 +79,15 @@ norm_rows(const GRID_CONSTANT Arguments a) {
         for (int i = 0; i < 8; i++) {
             v[i] = (v[i] - mean) * rstd;
             // The models were trained with a quotient that is rounded before its weight comes in.
-            v[i] = a.bias ? v[i] * weight[i] + bias[i] : to_float(from_float(v[i])) * weight[i];
+            if (!a.bias && a.offset == 0.0f) v[i] = to_float(from_float(v[i]));
+            v[i] *= a.offset + weight[i];
+            if (a.bias) v[i] += bias[i];
+        }
+        if (a.residual) {
+            float other[8];
+            load_row(a.residual + row, at, a.columns, a.is_aligned, other);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = other[i] + to_float(from_float(v[i]));
         }
         if (a.is_aligned) {
             store8(y + at, v);
