@@ -94,7 +94,7 @@ def test_blanks_come_in_pieces_and_then_as_a_whole(cpm2):
             fill = prepared.fill
     assert fill.text.startswith("今天")
     for blank in fill.blanks:
-        assert "".join(piece for index, piece in pieces if index == blank.index) == blank.text
+        assert "".join(p.text for p in pieces if p.blank == blank.index) == blank.text
         assert tuple(event.token_id for event in blank.tokens) == blank.token_ids
 
 
@@ -102,5 +102,5 @@ def test_a_text_without_blanks_is_blank_0(cpm1):
     prepared = cpm1.prepare("write", OPENING, max_tokens=5, seed=4)
     events = list(cpm1.generator.generate(prepared.request))
     pieces = [piece for event in events for piece in prepared.take(event)]
-    assert pieces == [(0, event.text) for event in events if event.text]
+    assert pieces == [(event.text, 0, False) for event in events if event.text]
     assert prepared.fill is None

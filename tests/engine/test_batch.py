@@ -428,5 +428,5 @@ def test_filling_blanks_in_a_batch_forces_tokens_as_it_does_alone(cpm2, batching
         assert each.fill.text == fill.text
         assert each.fill.blanks == fill.blanks
         for blank in each.fill.blanks:
-            assert "".join(piece for index, piece in pieces if index == blank.index) == blank.text
+            assert "".join(p.text for p in pieces if p.blank == blank.index) == blank.text
             assert blank.logprob == pytest.approx(sum(e.logprob for e in blank.tokens))

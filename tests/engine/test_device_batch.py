@@ -8,7 +8,7 @@ from martlet.engine import batch as batch_module
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.batch_text import Failed, Started
-from martlet.engine.chat import chat
+from martlet.engine.dialogue import answer_turns
 from martlet.engine.device_batch import DeviceBatchSteps
 from martlet.engine.fill import Filling
 from martlet.engine.request import Finished, SamplingParams, Suppress, TokenEvent
@@ -52,7 +52,7 @@ def _request(model, number, is_greedy):
     task_model = model._model
     if model.family == "eva":
         question = "你好，今天天气怎么样？" * (1 + number % 3)
-        return chat(task_model, [{"role": "user", "content": question}], params)
+        return answer_turns(task_model, [{"role": "user", "content": question}], params)
     return write(task_model, "春天的早晨，" + "她走在路上。" * (number % 4), params)
 
 

@@ -13,10 +13,11 @@ from martlet.api.sampling import SamplingDefaults, SamplingOptions
 from martlet.compression.perplexity import TextScore, score_causal, score_conditional
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
-from martlet.engine.chat import chat
+from martlet.engine.chat import ChatOptions, chat
 from martlet.engine.embed import Embeddings, embed_texts, embedding_ids
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
+from martlet.engine.reply import ChatStream, Reply
 from martlet.engine.request import Request, Stats
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
 from martlet.engine.tasks import DEFAULT_TOKENS_PER_BLANK, TaskModel
@@ -24,6 +25,7 @@ from martlet.engine.text import TextStream
 from martlet.engine.write import write
 from martlet.errors import UsageError
 from martlet.memory.plan import Plan
+from martlet.models.family import Task
 from martlet.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Model", "Prepared"]
@@ -63,6 +65,11 @@ class Model:
     def family(self) -> str:
         """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5"."""
         return self._model.family
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can be asked for: "chat", "write", "fill"; the first is what it is best at."""
+        return self._model.tasks
 
     @property
     def num_weights(self) -> int:
@@ -143,37 +150,46 @@ class Model:
         messages: Sequence[Mapping[str, str]],
         *,
         stream: Literal[False] = False,
+        thinking: bool | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> str: ...
+    ) -> Reply: ...
     @overload
     def chat(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
         stream: Literal[True],
+        thinking: bool | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> TextStream: ...
+    ) -> ChatStream: ...
     def chat(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
         stream: bool = False,
+        thinking: bool | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> str | TextStream:
-        """The answer to a dialogue: messages ``{"role": "user" or "assistant", "content": text}``.
+    ) -> Reply | ChatStream:
+        """The answer to a dialogue: messages ``{"role": ..., "content": text}``.
 
-        The oldest turns are left out where not all fit into ``max_input_tokens`` (None: what
-        the model was trained to read). With ``stream=True`` an iterator of pieces.
+        Roles are "user" and "assistant", and "system" for models that know it. The oldest turns
+        are left out where not all fit into ``max_input_tokens`` (None: what the model was trained
+        to read). A model that thinks first gives its thoughts apart: the string that comes back
+        is the answer, its ``thoughts`` the rest; ``thinking`` turns that on or off where the
+        model has a switch for it. With ``stream=True`` an iterator of pieces of the answer, whose
+        ``parts()`` gives the pieces of both, marked.
 
         Raises:
             UsageError: the messages are malformed, or the model cannot chat.
             ContextLengthError: the last message alone is too long.
         """
         params = self._sampling.params("chat", options)
-        return self._text(chat(self._model, messages, params, max_input_tokens), stream)
+        asked = chat(self._model, messages, params, ChatOptions(thinking, max_input_tokens))
+        reply = ChatStream(self._model.generator, asked.request, asked.splitter(), self._keep_stats)
+        return reply if stream else Reply("".join(reply), reply.thoughts)
 
     @overload
     def generate(

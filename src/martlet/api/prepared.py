@@ -4,22 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 from martlet.engine.blank_marks import split_at_blanks
-from martlet.engine.chat import chat
+from martlet.engine.chat import ChatOptions, chat
+from martlet.engine.dialogue import answer_turns
 from martlet.engine.fill_request import Fill, FillRequest
+from martlet.engine.reply import ThoughtSplitter
 from martlet.engine.request import Finished, Request, SamplingParams, TokenEvent
 from martlet.engine.tasks import TaskModel
 from martlet.engine.write import complete, write
 from martlet.errors import UsageError
 
-__all__ = ["MAX_TOP_LOGPROBS", "Prepared", "PromptKind", "prepare", "task_of", "with_extras"]
+__all__ = [
+    "MAX_TOP_LOGPROBS",
+    "Prepared",
+    "PromptKind",
+    "TextPiece",
+    "prepare",
+    "task_of",
+    "with_extras",
+]
 
 PromptKind = Literal["chat", "complete", "write", "fill"]
 
 MAX_TOP_LOGPROBS = 20
 """The most probable tokens that can be told beside each token; OpenAI's number."""
+
+
+class TextPiece(NamedTuple):
+    """Some text, and where it belongs: to which blank, or to the thoughts before an answer.
+
+    What has no blanks is written as blank 0.
+    """
+
+    text: str
+    blank: int = 0
+    is_thought: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,15 +52,18 @@ class Prepared:
 
     request: Request
     filling: FillRequest | None = None
+    splitter: ThoughtSplitter | None = None
 
-    def take(self, event: TokenEvent | Finished) -> list[tuple[int, str]]:
-        """The pieces of text that an event adds, none empty, each with the index of its blank.
-
-        What has no blanks is written as blank 0.
-        """
+    def take(self, event: TokenEvent | Finished) -> list[TextPiece]:
+        """The pieces of text that an event adds, none empty."""
         if self.filling is not None:
-            return self.filling.take(event)
-        return [(0, event.text)] if event.text else []
+            return [TextPiece(text, blank) for blank, text in self.filling.take(event)]
+        if self.splitter is None:
+            return [TextPiece(event.text)] if event.text else []
+        parts = self.splitter.push(event.text)
+        if isinstance(event, Finished):
+            parts += self.splitter.flush()
+        return [TextPiece(part.text, is_thought=part.kind == "thought") for part in parts]
 
     @property
     def fill(self) -> Fill | None:
@@ -60,6 +84,7 @@ def prepare(
     payload: Any,
     params: SamplingParams,
     context_tokens: int,
+    chat_options: ChatOptions | None = None,
 ) -> Prepared:
     """The request for what is asked; nothing is computed but tokens.
 
@@ -71,7 +96,8 @@ def prepare(
     """
     match kind:
         case "chat":
-            return Prepared(chat(model, payload, params))
+            asked = chat(model, payload, params, chat_options or ChatOptions())
+            return Prepared(asked.request, splitter=asked.splitter())
         case "complete":
             return Prepared(_completion(model, payload, params))
         case "write":
@@ -123,4 +149,4 @@ def _completion(model: TaskModel, prompt: Any, params: SamplingParams) -> Reques
         return complete(model, prompt, params)
     if not isinstance(prompt, str):
         raise UsageError(f"{model.name} answers turns of a dialogue; give the prompt as a text")
-    return chat(model, [{"role": "user", "content": prompt}], params)
+    return answer_turns(model, [{"role": "user", "content": prompt}], params)

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from martlet.engine.chat import dialogue_context
+from martlet.engine.dialogue import dialogue_context
 from martlet.engine.request import Context
 from martlet.engine.tasks import TaskModel
 from martlet.engine.write import continuation_context

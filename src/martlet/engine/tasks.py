@@ -66,14 +66,19 @@ class TaskModel:
         bos = self.special.bos
         return () if self.family != "llama" or bos is None else (bos,)
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can be asked for; the first is what it is best at."""
+        return TASKS_OF_FAMILY[self.family]
+
     def require(self, task: Task) -> None:
         """Check that the model was trained for a task.
 
         Raises:
             UsageError: it was not; names the families and bundled models that were.
         """
-        if task not in TASKS_OF_FAMILY[self.family]:
-            can = " or ".join(TASKS_OF_FAMILY[self.family])
+        if task not in self.tasks:
+            can = " or ".join(self.tasks)
             families = families_for(task)
             raise UsageError(
                 f"{self.name} is of the family {self.family}, which can {can} but not {task}; "

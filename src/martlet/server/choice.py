@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from martlet.api.prepared import Prepared
+from martlet.api.prepared import Prepared, TextPiece
 from martlet.engine.batch_text import Started
 from martlet.engine.fill_request import Blank, Fill
 from martlet.engine.request import Finished, FinishReason, Stats, TokenEvent
@@ -46,12 +46,11 @@ class Choice:
             return [{"event": "started", "prompt_tokens": event.prompt_tokens, "seed": event.seed}]
         if isinstance(event, TokenEvent):
             return self._tell_token(event)
-        pieces = [self._text(blank, text) for blank, text in self._prepared.take(event)]
+        pieces = [self._text(piece) for piece in self._prepared.take(event)]
         return [*pieces, self._finished(event.stats)]
 
     def _tell_token(self, event: TokenEvent) -> list[dict[str, Any]]:
-        pieces = self._prepared.take(event)
-        told = [self._text(blank, text) for blank, text in pieces]
+        told = [self._text(piece) for piece in self._prepared.take(event)]
         if event.token_id in self._closing_ids:
             self._blank += 1
             self._tokens.append([])
@@ -60,13 +59,15 @@ class Choice:
             details = self._texts.push(event)
             self._tokens[self._blank].append(details)
             if not told:
-                told = [self._text(self._blank, "")]
+                told = [self._text(TextPiece("", self._blank))]
             told[0]["tokens"] = [details]
         return told
 
-    def _text(self, blank: int, text: str) -> dict[str, Any]:
-        fields: dict[str, Any] = {"event": "text", "text": text}
-        return {**fields, "blank": blank} if self._fills else fields
+    def _text(self, piece: TextPiece) -> dict[str, Any]:
+        fields: dict[str, Any] = {"event": "text", "text": piece.text}
+        if piece.is_thought:
+            fields["is_thought"] = True
+        return {**fields, "blank": piece.blank} if self._fills else fields
 
     def _finished(self, stats: Stats) -> dict[str, Any]:
         fill = self._prepared.fill

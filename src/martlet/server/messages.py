@@ -120,8 +120,9 @@ class Event(TypedDict):
     """From the model, about the job ``id``.
 
     started: the choice left the queue (``prompt_tokens``, ``seed``).
-    text: more of a choice (``text``, which may be empty; ``blank``: the index of the blank where
-        blanks are filled; ``tokens`` where log-probabilities were asked for).
+    text: more of a choice (``text``, which may be empty; ``is_thought`` where it stands before the
+        answer; ``blank``: the index of the blank where blanks are filled; ``tokens`` where
+        log-probabilities were asked for).
     finished: a choice is complete (``finish_reason``, ``stats``; ``fill``: text and blanks).
     result: the only event of embed, tokenize and detokenize (``value``, ``prompt_tokens``).
     error: the job has ended with all its choices.
@@ -134,6 +135,7 @@ class Event(TypedDict):
     prompt_tokens: NotRequired[int]
     seed: NotRequired[int]
     text: NotRequired[str]
+    is_thought: NotRequired[bool]
     blank: NotRequired[int]
     tokens: NotRequired[list[TokenDetails]]
     finish_reason: NotRequired[Literal["stop", "length"]]

@@ -10,7 +10,6 @@ import psutil
 from martlet.api.model import Model
 from martlet.device.gpu_memory import nvml_reader
 from martlet.engine.batch import Batch
-from martlet.models.family import TASKS_OF_FAMILY
 from martlet.server.messages import HelloMessage, StatusMessage
 
 __all__ = ["Reporter"]
@@ -47,7 +46,7 @@ class Reporter:
         return {
             "op": "hello",
             "family": model.family,
-            "tasks": list(TASKS_OF_FAMILY[model.family]),
+            "tasks": list(model.tasks),
             "can_embed": limits.encoder_tokens is not None,
             "num_slots": limits.num_slots,
             "slot_tokens": limits.slot_tokens,

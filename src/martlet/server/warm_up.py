@@ -9,7 +9,6 @@ from martlet.api.prepared import PromptKind
 from martlet.engine.batch import Batch, Event
 from martlet.engine.request import Finished
 from martlet.errors import CapacityError, MartletError
-from martlet.models.family import TASKS_OF_FAMILY
 
 __all__ = ["warm_up"]
 
@@ -38,7 +37,7 @@ def warm_up(model: Model, batch: Batch) -> float | None:
         if isinstance(event, Finished):
             speed = event.stats.tokens_per_second or None
 
-    kind = TASKS_OF_FAMILY[model.family][0]
+    kind = model.tasks[0]
     try:
         prepared = model.prepare(kind, _EXAMPLES[kind], max_tokens=4, temperature=0.0)
         batch.warm_up(prepared.request, note_speed)

@@ -1,7 +1,7 @@
 import pytest
 
 import martlet
-from martlet.engine.chat import chat
+from martlet.engine.dialogue import answer_turns
 from martlet.engine.request import SamplingParams
 from martlet.errors import ContextLengthError, UsageError
 
@@ -21,12 +21,14 @@ def _messages(*turns):
 
 
 def _encoder_ids(model, messages, **options):
-    return list(chat(model._model, messages, SamplingParams(), **options).context.encoder_ids)
+    return list(
+        answer_turns(model._model, messages, SamplingParams(), **options).context.encoder_ids
+    )
 
 
 def test_turns_are_joined_and_the_start_token_asks_for_an_answer(eva):
     hello, name = eva.tokenizer.encode("你好"), eva.tokenizer.encode("你叫什么")
-    request = chat(eva._model, _messages("你好", "你好", "你叫什么"), SamplingParams())
+    request = answer_turns(eva._model, _messages("你好", "你好", "你叫什么"), SamplingParams())
     assert list(request.context.encoder_ids) == [*hello, SEP, *hello, SEP, *name, SEP, START]
     assert request.context.decoder_ids == (START,)
     assert request.eos_ids == {SEP}
@@ -89,7 +91,7 @@ def test_an_answer_has_no_control_token_and_streams_as_it_is(eva):
     pieces = list(eva.chat(_messages("你好"), max_tokens=30, seed=5, stream=True))
     assert "".join(pieces) == answer
     assert all(pieces)
-    request = chat(eva._model, _messages("你好"), SamplingParams())
+    request = answer_turns(eva._model, _messages("你好"), SamplingParams())
     mask = request.constraint.suppressed()
     control = eva.tokenizer.special.control_ids()
     assert set(mask.nonzero().flatten().tolist()) == control - {SEP}
