@@ -32,6 +32,11 @@ class PackedLinears:
         """Whether that linear is quantised; others are floats."""
         return stem + "qweight" in self._table
 
+    def shape(self, stem: str) -> tuple[int, int]:
+        """(out_features, in_features) of a linear; reads no data."""
+        in_features, out_features = self._shape(stem)
+        return out_features, in_features
+
     def load(self, stem: str) -> GroupedTensor:
         """The linear: its integers, zeros and scales as they are.
 
