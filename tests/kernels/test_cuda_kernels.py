@@ -8,6 +8,7 @@ from martlet.kernels.cache_view import IDLE, CacheView
 from martlet.kernels.cuda import few_rows, several_rows
 from martlet.kernels.norm import Norm
 from martlet.kernels.step_state import StepState
+from martlet.kernels.turn import Turn
 from martlet.quantization.scheme import QuantizedTensor, tiled
 from martlet.quantization.vectors import Int8Vectors, parts_of, quantize_vectors
 
@@ -214,7 +215,7 @@ def test_attention_of_a_step_is_that_of_the_definition(
     qkv = fused.split(widths, dim=-1)
     frequency = torch.rand(head_dim // 2, device=CUDA)
     bias = torch.randn(num_heads, 65, device=CUDA)
-    for options in ({}, {"frequency": frequency}, {"bias": bias}):
+    for options in ({}, {"turn": Turn(frequency)}, {"bias": bias}):
         mine = CacheView(keys.clone(), values.clone(), lengths)
         theirs = CacheView(keys.float(), values.float(), lengths)
         out = ops.step_attention(qkv, mine, head_dim**-0.5, **options)
@@ -252,7 +253,7 @@ def test_attention_over_an_int8_cache_is_that_of_the_definition(
     frequency = torch.rand(head_dim // 2, device=CUDA)
     bias = torch.randn(num_heads, 65, device=CUDA)
     kept = [slot for slot, place in enumerate(places) if place != IDLE]
-    for options in ({}, {"frequency": frequency}, {"bias": bias}):
+    for options in ({}, {"turn": Turn(frequency)}, {"bias": bias}):
         mine = CacheView(_copy(keys), _copy(values), lengths)
         theirs = CacheView(_copy(keys), _copy(values), lengths)
         out = ops.step_attention(qkv, mine, head_dim**-0.5, **options)
@@ -260,12 +261,12 @@ def test_attention_over_an_int8_cache_is_that_of_the_definition(
         error = _error(out[kept], expected[kept].double())
         # A turned component that lies between two integers may go to either.
         limit = {torch.float32: 1e-5}.get(dtype, PRODUCT_ERROR[dtype] * 2)
-        assert error < (max(limit, 3e-3) if "frequency" in options else limit)
+        assert error < (max(limit, 3e-3) if "turn" in options else limit)
         for got, want in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
-            assert torch.equal(got.scale, want.scale) or "frequency" in options
+            assert torch.equal(got.scale, want.scale) or "turn" in options
             assert torch.allclose(got.scale.float(), want.scale.float(), rtol=1e-2)
             off = (got.data.int() - want.data.int()).abs()
-            assert int(off.max()) <= (2 if "frequency" in options else 0)
+            assert int(off.max()) <= (2 if "turn" in options else 0)
 
 
 def test_a_slot_over_an_int8_cache_gets_the_same_bits_alone_and_beside_others():

@@ -156,9 +156,20 @@ def test_norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     weight, bias = _randn(shape[-1], dtype=dtype), _randn(shape[-1] + 1, dtype=dtype)[1:]
     # float32: sums in another order; half types: one unit in the last place of the quotient, which
     # the weight then multiplies.
-    for parameters in (ops.Norm(weight, bias, 1e-5), ops.Norm(weight, None, 1e-6)):
+    norms = (ops.Norm(weight, bias, 1e-5), ops.Norm(weight, None, 1e-6))
+    for parameters in (*norms, ops.Norm(weight, None, 1e-6, offset=1.0)):
         definition = reference.norm(x, parameters)
         _assert_near(ops.norm(x, parameters), definition, ROUNDING[dtype])
+        added = reference.add_norm(x, parameters, x + 1)
+        _assert_near(ops.add_norm(x, parameters, x + 1), added, ROUNDING[dtype])
+
+
+def test_a_norm_around_one_rounds_once_after_the_weight() -> None:
+    x, weight = (_randn(*shape, dtype=torch.bfloat16) for shape in ((1, 64), (64,)))
+    ours = ops.norm(x, ops.Norm(weight, None, 1e-6, offset=1.0))
+    normal = x.double() / (x.double().square().mean() + 1e-6).sqrt()
+    assert torch.equal(ours, (normal * (1 + weight.double())).bfloat16())
+    assert not torch.equal(ours, normal.bfloat16() * (1 + weight))
 
 
 def test_rms_norm_of_large_half_values_does_not_overflow() -> None:
@@ -312,6 +323,18 @@ def test_rotary(dtype: torch.dtype, rows: int) -> None:
     _assert_near(ops.rotary(x, angle.cos(), angle.sin()), definition, ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_rotary_of_some_components(is_interleaved: bool) -> None:
+    x, angle = _randn(2, 3, 5, 12), 9 * _randn(1, 1, 5, 4)
+    cos, sin = 1.2 * angle.cos(), 1.2 * angle.sin()
+    ours = ops.rotary(x, cos, sin, is_interleaved)
+    _assert_near(ours, reference.rotary(x, cos, sin, is_interleaved), ROUNDING[torch.float32])
+    assert torch.equal(ours[..., 8:], x[..., 8:])
+    pair = (0, 1) if is_interleaved else (0, 4)
+    expected = x[..., pair[0]] * cos[..., 0] - x[..., pair[1]] * sin[..., 0]
+    torch.testing.assert_close(ours[..., 0], expected)
+
+
 @pytest.mark.parametrize("num_keys", [1, 7, 5000])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("num_queries", [1, 3])
@@ -325,14 +348,42 @@ def test_attention_over_int8_keys_and_values(
         _randn(1, num_heads, num_queries, num_keys),
         _randn(2, 1, 1, num_keys),
     ):
-        definition = reference.attention(q, k, v, bias, scale=0.3)
-        _assert_near(ops.attention(q, k, v, bias, scale=0.3), definition, 4e-6)
+        for cap in (None, 2.0):
+            definition = reference.attention(q, k, v, bias, scale=0.3, softcap=cap)
+            ours = ops.attention(q, k, v, bias, scale=0.3, softcap=cap)
+            _assert_near(ours, definition, 4e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scores_at_once", [1, 200, 1 << 24])
+@pytest.mark.parametrize("mask", ["none", "bias", "causal"])
+def test_capped_attention_some_queries_at_a_time(
+    dtype: torch.dtype, scores_at_once: int, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("martlet.kernels.attention._SCORES_AT_ONCE", scores_at_once)
+    q, k, v = (
+        _randn(2, heads, 7 + i, 10, dtype=dtype)[:, :, i:] for i, heads in enumerate((6, 2, 2))
+    )
+    options = {"scale": 2.0, "is_causal": mask == "causal"}
+    bias = _randn(2, 1, 7, 7, dtype=dtype) if mask == "bias" else None
+    capped = reference.attention(q, k, v, bias, softcap=1.5, **options)
+    _assert_near(ops.attention(q, k, v, bias, softcap=1.5, **options), capped, 2 * ROUNDING[dtype])
+    assert (capped - reference.attention(q, k, v, bias, **options)).abs().max() > 0.1
 
 
 def test_causal_attention() -> None:
     q, k, v = (_randn(2, 3, 9, 10 + i)[..., :10] for i in range(3))
     definition = reference.attention(q, k, v, scale=0.5, is_causal=True)
     _assert_near(ops.attention(q, k, v, scale=0.5, is_causal=True), definition, 4e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_logits_are_float32_with_the_bias_of_the_head(dtype: torch.dtype) -> None:
+    x, weight, bias = (_randn(*shape, dtype=dtype) for shape in ((3, 12), (20, 12), (20,)))
+    ours = ops.logits(x, weight, bias)
+    assert ours.dtype == torch.float32
+    _assert_near(ours, reference.logits(x, weight, bias), 2 * ROUNDING[dtype])
+    _assert_near(ours - ops.logits(x, weight), bias.float().expand(3, 20), 1e-5)
 
 
 def test_a_weight_of_the_wrong_width_is_our_own_mistake() -> None:

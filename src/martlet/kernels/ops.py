@@ -17,7 +17,16 @@ from torch import Tensor
 from martlet.kernels import attention as pass_attention
 from martlet.kernels.cuda.driver import break_launch_chain
 from martlet.kernels.norm import Norm
-from martlet.kernels.pointwise import ACTIVATIONS, gelu, gelu_tanh, norm, relu, rotary, silu
+from martlet.kernels.pointwise import (
+    ACTIVATIONS,
+    add_norm,
+    gelu,
+    gelu_tanh,
+    norm,
+    relu,
+    rotary,
+    silu,
+)
 from martlet.kernels.products import embedding, gated_linear, linear, linears, logits
 from martlet.kernels.steps import (
     finish_step,
@@ -26,11 +35,14 @@ from martlet.kernels.steps import (
     step_attention,
     step_embedding,
 )
+from martlet.kernels.turn import Turn
 from martlet.quantization.vectors import KeysValues
 
 __all__ = [
     "ACTIVATIONS",
     "Norm",
+    "Turn",
+    "add_norm",
     "attention",
     "break_launch_chain",
     "embedding",
@@ -52,7 +64,7 @@ __all__ = [
 ]
 
 
-def attention(
+def attention(  # noqa: PLR0913  (one a part of the formula)
     q: Tensor,
     k: KeysValues,
     v: KeysValues,
@@ -60,8 +72,9 @@ def attention(
     *,
     scale: float,
     is_causal: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
-    """``softmax(q @ k.T * scale + bias) @ v``.
+    """``softmax(cap(q @ k.T * scale) + bias) @ v``, where cap(s) = softcap * tanh(s / softcap).
 
     Shapes:
         q: (batch, num_heads, num_queries, head_dim)
@@ -71,9 +84,12 @@ def attention(
         return: (batch, num_heads, num_queries, head_dim)
 
     ``is_causal`` hides the keys after each query; it needs as many keys as queries and no bias.
+    Without ``softcap`` scores are not capped.
     """
     assert k.shape == v.shape
     assert (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     assert q.shape[1] % k.shape[1] == 0
     assert not is_causal or (bias is None and q.shape[2] == k.shape[2])
-    return pass_attention.attention(q, k, v, bias, scale, is_causal)
+    if softcap is None:
+        return pass_attention.attention(q, k, v, bias, scale, is_causal)
+    return pass_attention.capped_attention(q, k, v, bias, scale, is_causal, softcap)

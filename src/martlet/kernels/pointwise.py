@@ -11,7 +11,7 @@ from torch import Tensor
 from martlet.kernels.cuda import elementwise
 from martlet.kernels.norm import Norm
 
-__all__ = ["ACTIVATIONS", "gelu", "gelu_tanh", "norm", "relu", "rotary", "silu"]
+__all__ = ["ACTIVATIONS", "add_norm", "gelu", "gelu_tanh", "norm", "relu", "rotary", "silu"]
 
 
 def norm(x: Tensor, parameters: Norm) -> Tensor:
@@ -19,7 +19,8 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
 
     Without a bias every row is divided by its root mean square, then ``* weight``. Its statistics
     are float32 (float64 of float64); the quotient is rounded to the dtype of ``x`` before the
-    weight comes in, as the models were trained.
+    weight comes in, as the models were trained; those with an offset were trained to round after
+    ``* (offset + weight)``.
 
     Shapes:
         x: (..., hidden_size)
@@ -27,13 +28,28 @@ def norm(x: Tensor, parameters: Norm) -> Tensor:
     """
     weight, bias, eps = parameters.weight, parameters.bias, parameters.eps
     assert weight.shape == x.shape[-1:]
+    assert bias is None or parameters.offset == 0
     if elementwise.can_norm(x, parameters):
         return elementwise.norm(x, parameters)
     if bias is not None:
         return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if parameters.offset:
+        return (normal * (parameters.offset + weight.to(wide.dtype))).to(x.dtype)
     return normal.to(x.dtype) * weight.to(x.dtype)
+
+
+def add_norm(x: Tensor, parameters: Norm, residual: Tensor) -> Tensor:
+    """``residual + norm(x)``, the norm rounded as ``norm`` does.
+
+    Shapes:
+        x, residual: (..., hidden_size)
+        return: the same
+    """
+    assert x.shape == residual.shape
+    assert x.dtype == residual.dtype
+    return residual + norm(x, parameters)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -66,17 +82,27 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Every pair (component p, component p + head_dim / 2) turned by the angle of its token.
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool = False) -> Tensor:
+    """The pairs of a head's first components turned by the angles of their token.
 
-    Computed in float32 and rounded once.
+    A pair is the components p and p + num_pairs, or 2p and 2p + 1 where they are interleaved; what
+    stands behind the last pair stays. Computed in float32 and rounded once.
 
     Shapes:
         x: (..., num_tokens, head_dim)
-        cos, sin: broadcastable to (..., num_tokens, head_dim / 2), float32
+        cos, sin: broadcastable to (..., num_tokens, num_pairs), float32
+        return: as x
     """
-    assert 2 * cos.shape[-1] == 2 * sin.shape[-1] == x.shape[-1]
+    size = 2 * cos.shape[-1]
+    assert 2 * sin.shape[-1] == size <= x.shape[-1]
     assert cos.dtype == sin.dtype == torch.float32
+    if size < x.shape[-1]:
+        turned = rotary(x[..., :size], cos, sin, is_interleaved)
+        return torch.cat((turned, x[..., size:]), dim=-1)
+    if is_interleaved:
+        even, odd = x[..., 0::2], x[..., 1::2]
+        pairs = (even * cos - odd * sin, odd * cos + even * sin)
+        return torch.stack(pairs, dim=-1).flatten(-2).to(x.dtype)
     low, high = x.chunk(2, dim=-1)
     turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
     return turned.to(x.dtype)

@@ -63,21 +63,25 @@ def linear(
     return out + residual if torch.is_grad_enabled() else out.add_(residual)
 
 
-def logits(x: Tensor, weight: Weight, *, norm: Norm | None = None) -> Tensor:
-    """``norm(x) @ weight.T`` in float32: what tokens are chosen by.
+def logits(
+    x: Tensor, weight: Weight, bias: Tensor | None = None, *, norm: Norm | None = None
+) -> Tensor:
+    """``norm(x) @ weight.T + bias`` in float32: what tokens are chosen by.
 
     Shapes:
         x: (..., in_features)
         weight: (vocab_size, in_features)
+        bias: (vocab_size,)
         return: (..., vocab_size) float32
     """
     tiles = _tiles(x, [weight])
     if tiles is not None:
         rows = x.reshape(-1, x.shape[-1])
         epilogue = few_rows.Epilogue(dtype=torch.float32)
-        out = _tiled_product(rows, tiles, [None], norm, epilogue)
+        out = _tiled_product(rows, tiles, [bias], norm, epilogue)
         return out.view(*x.shape[:-1], -1)
-    return _product(_normal(x, norm), weight, None).float()
+    out = _product(_normal(x, norm), weight, None).float()
+    return out if bias is None else out + bias.float()
 
 
 def linears(

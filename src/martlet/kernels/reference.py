@@ -16,6 +16,7 @@ from martlet.kernels.cache_view import CacheView
 from martlet.kernels.norm import Norm
 from martlet.kernels.sample_state import SampleState
 from martlet.kernels.step_state import StepState
+from martlet.kernels.turn import Turn
 from martlet.quantization.scheme import (
     GroupedTensor,
     ObservedWeight,
@@ -27,6 +28,7 @@ from martlet.quantization.vectors import KeysValues, parts_of, quantize_vectors
 
 __all__ = [
     "ACTIVATIONS",
+    "add_norm",
     "attention",
     "dense",
     "embedding",
@@ -37,6 +39,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linears",
+    "logits",
     "most_probable",
     "norm",
     "relu",
@@ -94,6 +97,14 @@ def gated_linear(
     return linear(x, gate, norm=norm, activation=activation) * linear(x, up, norm=norm)
 
 
+def logits(
+    x: Tensor, weight: Weight, bias: Tensor | None = None, *, norm: Norm | None = None
+) -> Tensor:
+    """``norm(x) @ weight.T + bias`` in float32."""
+    y = (_normal(x, norm) @ dense(weight, x.dtype).T).float()
+    return y if bias is None else y + bias.float()
+
+
 def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """The rows of ``weight`` that ``token_ids`` names."""
     return dense(weight, dtype)[token_ids]
@@ -102,8 +113,14 @@ def embedding(weight: Weight, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
 def norm(x: Tensor, parameters: Norm) -> Tensor:
     """Layer norm, or root mean square norm where there is no bias."""
     if parameters.bias is None:
-        return rms_norm(x, parameters.weight, parameters.eps)
+        return rms_norm(x, parameters.weight, parameters.eps, parameters.offset)
+    assert parameters.offset == 0
     return layer_norm(x, parameters.weight, parameters.bias, parameters.eps)
+
+
+def add_norm(x: Tensor, parameters: Norm, residual: Tensor) -> Tensor:
+    """``residual + norm(x)``."""
+    return residual + norm(x, parameters)
 
 
 def _normal(x: Tensor, parameters: Norm | None) -> Tensor:
@@ -119,10 +136,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return (normal * weight.float() + bias.float()).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Every row over its root mean square, rounded to the dtype of ``x``, then ``* weight``."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Every row over its root mean square, rounded to the dtype of ``x``, then ``* weight``.
+
+    With an offset ``* (offset + weight)``, and rounded only then.
+    """
     wide = x.float()
     normal = wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt()
+    if offset:
+        return (normal * (offset + weight.float())).to(x.dtype)
     return normal.to(x.dtype) * weight.to(x.dtype)
 
 
@@ -160,14 +182,23 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Components p and p + head_dim / 2 as a complex number, times ``cos + i sin``."""
-    half = x.shape[-1] // 2
-    turned = torch.complex(x[..., :half].float(), x[..., half:].float()) * torch.complex(cos, sin)
-    return torch.cat((turned.real, turned.imag), dim=-1).to(x.dtype)
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool = False) -> Tensor:
+    """The first components in pairs as complex numbers, times ``cos + i sin``.
+
+    A pair is p and p + num_pairs, or 2p and 2p + 1 where they are interleaved.
+    """
+    num_pairs = cos.shape[-1]
+    turned, rest = x[..., : 2 * num_pairs].float(), x[..., 2 * num_pairs :]
+    if is_interleaved:
+        pairs = torch.complex(turned[..., 0::2], turned[..., 1::2]) * torch.complex(cos, sin)
+        turned = torch.stack((pairs.real, pairs.imag), dim=-1).flatten(-2)
+    else:
+        pairs = torch.complex(*turned.chunk(2, dim=-1)) * torch.complex(cos, sin)
+        turned = torch.cat((pairs.real, pairs.imag), dim=-1)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
-def attention(
+def attention(  # noqa: PLR0913  (those of ops.attention)
     q: Tensor,
     k: KeysValues,
     v: KeysValues,
@@ -175,14 +206,18 @@ def attention(
     *,
     scale: float,
     is_causal: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
-    """``softmax(q @ k.T * scale + bias) @ v``; causal hides the keys after each query.
+    """``softmax(cap(q @ k.T * scale) + bias) @ v``; causal hides the keys after each query.
 
-    Each head of ``k`` and ``v`` serves as many neighbouring heads of ``q`` as there are to each.
+    ``cap(s)`` is ``softcap * tanh(s / softcap)``, s itself where there is none. Each head of ``k``
+    and ``v`` serves as many neighbouring heads of ``q`` as there are to each.
     """
     share = q.shape[1] // k.shape[1]
     keys, values = (_wide(x).repeat_interleave(share, dim=1) for x in (k, v))
     scores = (q.float() @ keys.transpose(-1, -2)) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     if bias is not None:
         scores = scores + bias.float()
     if is_causal:
@@ -198,12 +233,16 @@ def _wide(vectors: KeysValues) -> Tensor:
     return vectors.data.float() * vectors.scale.float()[..., None]
 
 
-def step_attention(
+def step_attention(  # noqa: PLR0913  (those of ops.step_attention)
     qkv: Sequence[Tensor | None],
     cache: CacheView,
     scale: float,
     bias: Tensor | None = None,
-    frequency: Tensor | None = None,
+    turn: Turn | None = None,
+    *,
+    norms: tuple[Norm, Norm] | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of one new token a slot; see ``ops.step_attention``."""
     q, k, v = qkv
@@ -213,25 +252,35 @@ def step_attention(
     queries = q.reshape(num_slots, -1, 1, head_dim)
     num_keys = position
     if k is not None and v is not None:
-        heads = k.reshape(num_slots, num_kv_heads, 1, head_dim)
-        if frequency is not None:
-            angle = (position[:, None] * frequency)[:, None, None]
-            queries, heads = (rotary(x, angle.cos(), angle.sin()) for x in (queries, heads))
-        _append_step(cache.keys, heads[:, :, 0], position)
+        keys = k.reshape(num_slots, num_kv_heads, 1, head_dim)
+        if norms is not None:
+            queries, keys = norm(queries, norms[0]), norm(keys, norms[1])
+        if turn is not None:
+            queries, keys = (_turned(x, turn, position) for x in (queries, keys))
+        _append_step(cache.keys, keys[:, :, 0], position)
         _append_step(cache.values, v.reshape(num_slots, num_kv_heads, head_dim), position)
         num_keys = position + 1
     places = torch.arange(capacity, device=q.device)
     # An idle slot looks at one key, whatever that is: nobody reads the result, but a row without
     # any key would not be numbers.
-    unseen = (places >= num_keys.clamp(min=1)[:, None])[
-        :, None, None
-    ]  # (num_slots, 1, 1, capacity)
+    end = num_keys.clamp(min=1)[:, None]
+    unseen = places >= end
+    if window is not None:
+        unseen = unseen | (places < end - window)
+    unseen = unseen[:, None, None]  # (num_slots, 1, 1, capacity)
     mask = torch.zeros(unseen.shape, device=q.device).masked_fill_(unseen, -math.inf)
     if bias is not None:
         distance = (position[:, None] - places).clamp(0, bias.shape[1] - 1)
         mask = mask + bias[:, distance].transpose(0, 1)[:, :, None]
-    mixed = attention(queries, cache.keys, cache.values, mask, scale=scale)
+    mixed = attention(queries, cache.keys, cache.values, mask, scale=scale, softcap=softcap)
     return mixed.reshape(num_slots, -1)
+
+
+def _turned(x: Tensor, turn: Turn, position: Tensor) -> Tensor:
+    """One token of each slot (num_slots, heads, 1, head_dim) turned to its position."""
+    angle = (position[:, None] * turn.frequency)[:, None, None]
+    cos, sin = (turn.factor * part for part in (angle.cos(), angle.sin()))
+    return rotary(x, cos, sin, turn.is_interleaved)
 
 
 def _append_step(memory: KeysValues, new: Tensor, position: Tensor) -> None:
