@@ -8,8 +8,8 @@ from martlet.engine import batch as batch_module
 from martlet.engine.batch import Batch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.batch_text import Failed, Started
-from martlet.engine.dialogue import answer_turns
 from martlet.engine.device_batch import DeviceBatchSteps
+from martlet.engine.dialogue import answer_turns
 from martlet.engine.fill import Filling
 from martlet.engine.request import Finished, SamplingParams, Suppress, TokenEvent
 from martlet.engine.write import write
