@@ -28,7 +28,12 @@ __all__ = [
 
 FORMAT_VERSION = 2
 """The newest that is read. Written is 1 unless there are groups, so that older readers can read."""
-FAMILIES = ("cpm1", "cpm2", "eva", "gpt2", "llama", "t5")
+# The first four tell published models of one architecture apart; the others are model types.
+FAMILIES = (
+    *("cpm1", "cpm2", "eva", "t5"),
+    *("bloom", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox"),
+    *("gptj", "llama", "minicpm", "minicpm3", "mistral", "phi3", "qwen2", "qwen3"),
+)
 _QUANTIZE = ("none", "int8", "int4")
 _MAX_BLOCKS = 10_000
 _MAX_OFFSET = 1 << 50
