@@ -1,7 +1,11 @@
-"""Random weights for any architecture, and the plainest driver of its passes."""
+"""Random weights for any architecture, and what is asked of all of them beside transformers' own.
 
+The modules beside the tests are no package: they import each other by name, as a script under
+benchmarks/ does that measures the same.
+"""
+
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from martlet.checkpoint.store import open_store
 from martlet.compression.requantize import in_formats
-from martlet.conversion.convert import convert
-from martlet.layers.kv_cache import KVCache
-from martlet.models.architecture import FIXED, Architecture, Stack, Weights
-from martlet.models.config import load_architecture
+from martlet.models.architecture import Architecture, Weights
 from martlet.quantization.formats import INT8
-from martlet.quantization.kv_form import KVForm
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-@dataclass(frozen=True)
-class Model:
-    """An architecture with its weights by block name."""
-
-    architecture: Architecture
-    blocks: dict[str, Weights]
-
-    def run(
-        self,
-        stack: Stack,
-        token_ids: Tensor,
-        cache: KVCache | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        fixed = self.blocks[FIXED]
-        hidden, step = self.architecture.embed(fixed, stack, token_ids, cache, lengths)
-        for index in range(self.architecture.num_blocks(stack)):
-            weights = self.blocks[f"{stack}.{index}"]
-            hidden = self.architecture.block(stack, index, weights, hidden, step, cache)
-        return self.architecture.head(fixed, stack, hidden)
-
-    def new_cache(
-        self,
-        num_slots: int,
-        max_tokens: int,
-        max_encoder_tokens: int = 0,
-        kv_cache: KVForm = "none",
-    ) -> KVCache:
-        like = next(iter(self.blocks["decoder.0"].values()))
-        assert isinstance(like, Tensor)  # a norm comes first
-        return self.architecture.new_cache(
-            num_slots, max_tokens, like, max_encoder_tokens, kv_cache
-        )
-
-    def encode(self, token_ids: Tensor, cache: KVCache, lengths: Tensor | None = None) -> Tensor:
-        hidden = self.run("encoder", token_ids, None, lengths)
-        whole = torch.full((token_ids.shape[0],), token_ids.shape[1])
-        cache.set_encoder_output(hidden, whole if lengths is None else lengths)
-        return hidden
+from oracle_routes import Model, open_converted
 
 
 def _random_model(
@@ -91,12 +53,7 @@ def convert_model(tmp_path: Path) -> Callable[..., Model]:
     """Takes a foreign checkpoint through our converter and opens what came out."""
 
     def convert_and_open(source: Path, quantize: str = "none") -> Model:
-        folder = tmp_path / f"converted-{quantize}"
-        convert(source, folder, quantize=quantize)
-        store = open_store(folder)
-        architecture = load_architecture(store.config)
-        blocks = {spec.name: store.block(spec.name) for spec in architecture.block_specs()}
-        return Model(architecture, blocks)
+        return open_converted(source, tmp_path / f"converted-{quantize}", quantize)
 
     return convert_and_open
 
