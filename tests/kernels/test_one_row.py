@@ -18,10 +18,10 @@ CARDS = {
 
 @given(
     st.sampled_from(sorted(CARDS)),
-    st.integers(1, 3584).map(lambda eights: 8 * eights),
+    st.integers(1, 4096).map(lambda eights: 8 * eights),
     st.lists(st.integers(1, 2000), min_size=1, max_size=3).map(tuple),
     st.booleans(),
-    st.sampled_from([WeightFormat(8, 128), WeightFormat(4, 32, has_zeros=True)]),
+    st.sampled_from([INT8, WeightFormat(8, 128), WeightFormat(4, 32, has_zeros=True)]),
 )
 def test_every_product_has_a_launch_that_the_card_can_hold(
     card, in_features, tiles, is_gated, format
@@ -39,7 +39,7 @@ def test_every_product_has_a_launch_that_the_card_can_hold(
     assert shape.is_ragged == (shape.form.warps * shape.chunks != num_chunks)
 
 
-def test_only_weights_with_groups_on_cards_with_the_registers_are_taken():
-    assert one_row.can_run((8, 0), WeightFormat(4, 128))
-    assert not one_row.can_run((7, 5), WeightFormat(4, 128))
-    assert not one_row.can_run((9, 0), INT8)
+def test_only_cards_with_the_registers_take_it_and_only_so_many_inputs():
+    assert one_row.can_run((8, 0), 4096)
+    assert not one_row.can_run((7, 5), 4096)
+    assert not one_row.can_run((9, 0), 65536)

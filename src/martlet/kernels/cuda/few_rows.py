@@ -1,8 +1,7 @@
 """Products of a few rows with tiled weights on a GPU: what a decode step consists of.
 
 ``linear.cu`` says how. Here is what it is launched with. More rows than a very few are the business
-of ``several_rows``, and one row of weights whose groups have scales that of ``one_row``, on cards
-that these know.
+of ``several_rows``, and one row that of ``one_row``, on cards that these know.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def _launch(
     has_matrix_units = uses_matrix_units(limits.capability, matrix_units_off)
     is_several = rows >= SEVERAL_FROM_ROWS and several_rows.can_run(limits.capability)
     format = segments[0][0].format
-    is_one = rows == 1 and one_row.can_run(limits.capability, format)
+    is_one = rows == 1 and one_row.can_run(limits.capability, in_features)
     if is_one and has_matrix_units:
         one_row.launch(x.device, x.dtype, arguments, is_gated, format)
     elif is_several and has_matrix_units:

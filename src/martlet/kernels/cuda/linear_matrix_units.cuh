@@ -17,6 +17,12 @@ __device__ __forceinline__ u32 odd_halves(u32 word, u32 exponents) {
 
 constexpr float OFFSET = 1152.0f;
 
+// Whether operands hold neighbouring inputs, as left_operands takes them, or those of even_halves and
+// odd_halves.
+#ifndef NEIGHBOURS
+#define NEIGHBOURS (GROUP > 0)
+#endif
+
 __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
                                          u32 b1) {
 #if __CUDA_ARCH__ >= 800
@@ -55,7 +61,7 @@ __device__ __forceinline__ float2* group_sums(u8* staged, int chunks, int rows) 
 #endif
 
 // The inputs as operands: [chunk][row][c] of 16 bytes, float16 of inputs 32 chunk + 16 q + 4 c + e in
-// the order (q, e = 0 2 1 3), or (q, e) where there are groups; zeros up to a whole step of the block.
+// the order (q, e = 0 2 1 3), or (q, e) of NEIGHBOURS; zeros up to a whole step of the block.
 // Also OFFSET times their sums, or sums of groups.
 __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* row_scale,
                              float* row_offset, float* scratch) {
@@ -82,8 +88,8 @@ __device__ void stage_inputs(const Arguments& a, int chunks, u8* staged, float* 
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 // Neighbours, or as even_halves and odd_halves take bytes out of a word.
-                const int one = GROUP ? 2 * i : 4 * (i >> 1) + (i & 1);
-                pair[i] = half[one] | (half[one + (GROUP ? 1 : 2)] << 16);
+                const int one = NEIGHBOURS ? 2 * i : 4 * (i >> 1) + (i & 1);
+                pair[i] = half[one] | (half[one + (NEIGHBOURS ? 1 : 2)] << 16);
             }
             u8* place = staged + ((chunk * rows_of(a) + r) * 4 + c) * 16 + q * 8;
             *(uint2*)place = make_uint2(pair[0], pair[1]);

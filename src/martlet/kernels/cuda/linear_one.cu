@@ -1,13 +1,14 @@
-// y = act(norm(x) @ W.T + bias) + residual for one row of x, W being integers of 8 or 4 bits in tiles
-// with scales of groups: the decode step of one text.
+// y = act(norm(x) @ W.T + bias) + residual for one row of x, W being integers of 8 or 4 bits in tiles:
+// the decode step of one text.
 //
 // As in linear.cu, blocks walk over tiles of 16 output rows, their warps split the inputs, and float16
-// products on matrix units are summed in float32. Half the bytes leave half the time for everything
-// else, so this form has fewer instructions: a warp's chunks are neighbours, how many there are is
+// products on matrix units are summed in float32. One row leaves little time for everything but the
+// weights, so this form has fewer instructions: a warp's chunks are neighbours, how many there are is
 // compiled in (CHUNKS), and weights go straight into registers, DEPTH chunks ahead of their use, across
-// the ends of tiles. The first of them are asked for before the inputs are ready. The tables of a warp's
-// chunks are neighbours too: all lanes together load them, and hand each other what they need. Integers
-// are used with what the packing adds to them; it is taken off with sums of the inputs (sums_of).
+// the ends of tiles. The first of them are asked for before the inputs are ready. Where groups have
+// scales, the tables of a warp's chunks are neighbours too: all lanes together load them, and hand each
+// other what they need. Integers are used with what the packing adds to them; it is taken off with
+// sums of the inputs (sums_of).
 //
 // A warp prepares the inputs of its own chunks alone, under a scale of its own. What a root mean square
 // norm divides by is known when the sums of all warps are joined, and comes in there.
@@ -17,6 +18,7 @@
 // GROUP, ZEROS, NORM, ACTIVATION.
 #define ROWS 1
 #define MAX_ROWS 8
+#define NEIGHBOURS 1
 #include "linear_groups.cuh"
 #include "linear_walk.cuh"
 
@@ -29,12 +31,14 @@
 #ifndef BLOCKS
 #define BLOCKS 2
 #endif
-#define INPUT_BYTES (WARPS * CHUNKS * HALVES * 72)  // operands, and sums behind them
+#define INPUT_BYTES (WARPS * CHUNKS * HALVES * (GROUP ? 72 : 64))  // operands, sums of groups behind
 #define WARP_INPUTS (CHUNKS * CHUNK_INPUTS)
 #define VECTORS ((WARP_INPUTS + 255) / 256)         // of 8 inputs, that a lane prepares
+#if GROUP
 #define TABLE_WORDS (TABLE_BYTES / 4)               // that a lane needs for a chunk
 #define UNITS (CHUNKS / UNIT_CHUNKS)                // of a warp
 #define TABLE_LOADS ((UNITS * 8 * TABLE_WORDS + 31) / 32)
+#endif
 
 #if __CUDA_ARCH__ >= 800
 // The weights of a chunk on their way.
@@ -42,6 +46,7 @@ struct Loads {
     uint4 words[MATRICES];
 };
 
+#if GROUP
 // The tables of a warp's chunks of a tile: word i * 32 + lane of them.
 struct Tables {
     u32 words[MATRICES][TABLE_LOADS];
@@ -57,6 +62,9 @@ struct Tables {
         return table;
     }
 };
+#else
+struct Tables {};
+#endif
 
 // Which chunks are asked for next.
 struct Ahead {
@@ -69,11 +77,13 @@ struct Ahead {
     __device__ __forceinline__ void begin(const Arguments& a, Tables& tables) {
         is_done = walk.done(a);
         if (is_done) return;
-        const int first = (threadIdx.x >> 5) * CHUNKS, lane = threadIdx.x & 31;
-        const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS;
+        const int first = (threadIdx.x >> 5) * CHUNKS;
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) from[m] = walk.weights(a, m, first);
+#if GROUP
+        const int units = (a.num_chunks + UNIT_CHUNKS - 1) / UNIT_CHUNKS, lane = threadIdx.x & 31;
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
-            from[m] = walk.weights(a, m, first);
             const u32* words = (const u32*)walk.tables(a, m, 0, 0);
 #pragma unroll
             for (int i = 0; i < TABLE_LOADS; i++) {
@@ -84,6 +94,7 @@ struct Ahead {
                     is_there ? words[first / UNIT_CHUNKS * 8 * TABLE_WORDS + word] : 0;
             }
         }
+#endif
     }
     __device__ __forceinline__ void next(const Arguments& a, Tables& tables) {
         walk.next(a);
@@ -111,13 +122,19 @@ struct NormWeights {
     }
 };
 
-// Prepares the inputs of this warp's chunks as stage_inputs does those of a block. Returns what their
-// products are to be multiplied with; `square` is the sum of the inputs' squares, lane by lane.
-__device__ __forceinline__ float stage_own(const Arguments& a, const NormWeights& weights, int first,
-                                           u8* operands, float2* sums, float& square) {
+// What comes of a warp's inputs beside their operands.
+struct Staged {
+    float inverse;  // what their products are to be multiplied with
+    float square;   // sum of the inputs' squares, lane by lane
+    float excess;   // what is taken off the products of a row without groups, lane by lane
+};
+
+// Prepares the inputs of this warp's chunks as stage_inputs does those of a block.
+__device__ __forceinline__ Staged stage_own(const Arguments& a, const NormWeights& weights, int first,
+                                            u8* operands, float2* sums) {
     const int lane = threadIdx.x & 31;
     float v[VECTORS][8], largest = 0.0f;
-    square = 0.0f;
+    Staged staged = {1.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) load_or_zero(a.x, first + (i * 32 + lane) * 8, a.in_features, v[i]);
 #pragma unroll
@@ -129,16 +146,16 @@ __device__ __forceinline__ float stage_own(const Arguments& a, const NormWeights
             const bool is_own = WARP_INPUTS % 256 == 0 || (i * 32 + lane) * 8 < WARP_INPUTS;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                if (is_own) square = fmaf(v[i][j], v[i][j], square);
+                if (is_own) staged.square = fmaf(v[i][j], v[i][j], staged.square);
                 v[i][j] *= a.norm_offset + weight[j];
             }
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(v[i][j]));
     }
-    float factor = 1.0f, inverse = 1.0f;
+    float factor = 1.0f;
     if (ACTIVATION_TYPE != 0 || norm_of(a) == RMS_NORM)
-        factor = power_of_two_scale(warp_max(largest), inverse);
+        factor = power_of_two_scale(warp_max(largest), staged.inverse);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         const int at = (i * 32 + lane) * 8;
@@ -149,19 +166,26 @@ __device__ __forceinline__ float stage_own(const Arguments& a, const NormWeights
             half[j] = float_to_half(v[i][j] * factor);
             number[j] = half_to_float((u16)half[j]);
         }
+#if GROUP
         float2 both = sums_of(number);
 #pragma unroll
         for (int distance = 1; distance < 4; distance <<= 1) {
             both.x += __shfl_xor_sync(0xffffffffu, both.x, distance);
             both.y += __shfl_xor_sync(0xffffffffu, both.y, distance);
         }
+#endif
         if (at >= WARP_INPUTS) continue;
         u8* place = operands + (at >> 5) * 64 + ((at >> 2) & 3) * 16 + ((at >> 4) & 1) * 8;
         *(uint2*)place = make_uint2(half[0] | half[1] << 16, half[2] | half[3] << 16);
         *(uint2*)(place + 16) = make_uint2(half[4] | half[5] << 16, half[6] | half[7] << 16);
+#if GROUP
         if ((at & 31) == 0) sums[at >> 5] = both;
+#else
+#pragma unroll
+        for (int j = 0; j < 8; j++) staged.excess = fmaf(OFFSET, number[j], staged.excess);
+#endif
     }
-    return inverse;
+    return staged;
 }
 
 __device__ __forceinline__ void multiply_first(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -176,22 +200,25 @@ __device__ __forceinline__ void multiply_first(float (&d)[4], const u32 (&a)[4],
 // stand in the program: all chunks at once would need more registers than there are.
 struct Inputs {
     uint4 b[HALVES];
-    float2 sums[HALVES];
-    __device__ __forceinline__ Inputs(u32 operands, u32 group_sums, int chunk) {
+    float2 sums[HALVES];  // of groups
+    __device__ __forceinline__ Inputs(u32 operands, u32 own_sums, int chunk) {
 #pragma unroll
         for (int half = 0; half < HALVES; half++) {
             asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                          : "=r"(b[half].x), "=r"(b[half].y), "=r"(b[half].z), "=r"(b[half].w)
                          : "r"(operands + (chunk * HALVES + half) * 64));
-            asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
-                         : "=f"(sums[half].x), "=f"(sums[half].y)
-                         : "r"(group_sums + (chunk * HALVES + half) * 8));
+            if (GROUP)
+                asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
+                             : "=f"(sums[half].x), "=f"(sums[half].y)
+                             : "r"(own_sums + (chunk * HALVES + half) * 8));
         }
     }
 };
 
-// Adds the products of a chunk to those of the rows g and g + 8; lanes with c = 0 hold them.
-__device__ __forceinline__ void add_chunk(float (&sum)[2], const Inputs& x, const uint4& w,
+#if GROUP
+#define SUMS 2  // of the rows g and g + 8
+// Adds the products of a chunk to those of its rows; lanes with c = 0 hold them.
+__device__ __forceinline__ void add_chunk(float (&sum)[SUMS], const Inputs& x, const uint4& w,
                                           const Table& table) {
     u32 a[STEPS16][4];
     left_operands<false>(w, a);
@@ -216,6 +243,15 @@ __device__ __forceinline__ void add_chunk(float (&sum)[2], const Inputs& x, cons
             sum[h] = fmaf(table.scale(group, h), value, sum[h]);
         }
 }
+#else
+#define SUMS 4  // as matrix units have them: every column is the same row
+__device__ __forceinline__ void add_chunk(float (&sum)[SUMS], const Inputs& x, const uint4& w) {
+    u32 a[STEPS16][4];
+    left_operands<false>(w, a);
+    multiply(sum, a[0][0], a[0][1], a[0][2], a[0][3], x.b[0].x, x.b[0].y);
+    multiply(sum, a[1][0], a[1][1], a[1][2], a[1][3], x.b[0].z, x.b[0].w);
+}
+#endif
 
 __device__ __forceinline__ float total(const float* partial) {
     float sum = 0.0f;
@@ -261,34 +297,42 @@ linear_one(const GRID_CONSTANT Arguments a) {
     if (norm_of(a) == LAYER_NORM) touch_norm(a);
     wait_for_inputs();
     u8* own = memory + warp * (CHUNKS * HALVES * 64);
+#if GROUP
     float2* own_sums = group_sums(memory, chunks, 1) + warp * (CHUNKS * HALVES);
-    float inverse = 1.0f;
+#else
+    float2* own_sums = nullptr;
+#endif
+    float inverse, excess;  // of this warp's products
     if (norm_of(a) == LAYER_NORM) {
         stage_inputs(a, chunks, memory, row_scale, row_scale + MAX_ROWS, squares);
         __syncthreads();
-        inverse = row_scale[0];
+        inverse = row_scale[0], excess = warp == 0 ? row_scale[MAX_ROWS] : 0.0f;
     } else {
-        float square;
-        inverse = stage_own(a, norm_weights, warp * WARP_INPUTS, own, own_sums, square);
+        const Staged staged = stage_own(a, norm_weights, warp * WARP_INPUTS, own, own_sums);
+        inverse = staged.inverse, excess = GROUP ? 0.0f : warp_sum(staged.excess);
         if (norm_of(a) == RMS_NORM) {
-            square = warp_sum(square);
+            const float square = warp_sum(staged.square);
             if (lane == 0) squares[warp] = square;
         }
         __syncwarp();
     }
 
     const u32 operands = (u32)__cvta_generic_to_shared(own) + (lane & 3) * 16;
-    const u32 sums = (u32)__cvta_generic_to_shared(own_sums);
+    const u32 sums = GROUP ? (u32)__cvta_generic_to_shared(own_sums) : 0;
     int number = 0;
     for (Walk walk(a); !walk.done(a); walk.next(a), number++) {
         if (number % WARPS == warp) touch_tile(a, walk);
-        float sum[MATRICES][2] = {};
+        float sum[MATRICES][SUMS] = {};
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
             const Inputs x(operands, sums, chunk);
 #pragma unroll
             for (int m = 0; m < MATRICES; m++)
+#if GROUP
                 add_chunk(sum[m], x, loads[chunk % DEPTH].words[m], tables.of(m, chunk));
+#else
+                add_chunk(sum[m], x, loads[chunk % DEPTH].words[m]);
+#endif
             if (chunk + DEPTH == CHUNKS) ahead.next(a, next_tables);
             ahead.load(a, (chunk + DEPTH) % CHUNKS, loads[chunk % DEPTH]);
         }
@@ -300,7 +344,8 @@ linear_one(const GRID_CONSTANT Arguments a) {
             for (int m = 0; m < MATRICES; m++)
 #pragma unroll
                 for (int h = 0; h < 2; h++)
-                    place[(m * WARPS + warp) * 16 + (lane >> 2) + 8 * h] = sum[m][h] * inverse;
+                    place[(m * WARPS + warp) * 16 + (lane >> 2) + 8 * h] =
+                        (sum[m][h * (SUMS / 2)] - excess) * inverse;
         __syncthreads();
         if (warp != number % WARPS) continue;
         float factor = 1.0f;

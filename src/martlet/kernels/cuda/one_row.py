@@ -1,4 +1,4 @@
-"""Products of one row with weights whose groups have scales, on a GPU: one text's decode step.
+"""Products of one row on a GPU: one text's decode step.
 
 ``linear_one.cu`` says how, ``few_rows`` when. Here is what it is launched with.
 """
@@ -20,6 +20,7 @@ __all__ = ["OneRowVariant", "can_run", "launch"]
 
 _STATIC_SHARED_BYTES = 1024  # what the driver keeps of a block's shared memory
 _MAX_ROWS = 8  # of linear_one.cu
+_MOST_INPUTS = 1 << 15  # what shared memory and registers hold of them
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,15 @@ class _Form:
     blocks: int
 
 
-# Measured on an H200 with the products of an 11B decoder: fewer warps, or one block, cost 5 to
-# 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles, else lose 10 %.
-_FORM = _Form(16, 2, 2)
+# With groups; measured on an H200 with the products of an 11B decoder: fewer warps, or one block,
+# cost 5 to 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles, else lose
+# 10 %.
+_GROUPED = _Form(16, 2, 2)
+# Without; measured with those of 8B, 14B and 32B decoders: loads that run ahead less, or so far
+# that registers spill, cost 10 to 50 %. Many inputs want many warps; two matrices at a time want
+# the registers of two blocks.
+_DEPTHS = (4, 5)
+_MANY_CHUNKS = 256
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,9 @@ class OneRowVariant:
         }
 
 
-def can_run(capability: tuple[int, int], format: WeightFormat) -> bool:
-    """Whether weights have groups, and a card the matrix units and registers that this needs."""
-    return format.group_size is not None and capability >= (8, 0)
+def can_run(capability: tuple[int, int], in_features: int) -> bool:
+    """Whether a card has the matrix units and registers that this needs, for so many inputs."""
+    return capability >= (8, 0) and in_features <= _MOST_INPUTS
 
 
 def launch(
@@ -113,16 +120,17 @@ class _Size:
 
 @functools.lru_cache(maxsize=512)
 def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
-    form = _FORM
+    is_grouped = size.format.group_size is not None
     columns = tile_columns(size.format.bits)
     num_chunks = -(-size.in_features // columns)
+    form = _GROUPED if is_grouped else _plain_form(num_chunks, size.is_gated)
     # Loads go round in turns of ``depth``, and no group belongs to two warps.
-    unit_chunks = group_unit(size.format) // columns
+    unit_chunks = group_unit(size.format) // columns if is_grouped else 1
     turn = math.lcm(form.depth, unit_chunks)
     chunks = -(-num_chunks // (form.warps * turn)) * turn
     matrices = 2 if size.is_gated else 1
-    # Of 32 inputs: float16 with two sums. Partial sums of two turns.
-    shared_bytes = form.warps * chunks * (columns // TILE_COLUMNS) * 72
+    # Of 32 inputs: float16, and two sums where there are groups. Partial sums of two turns.
+    shared_bytes = form.warps * chunks * (columns // TILE_COLUMNS) * (72 if is_grouped else 64)
     shared_bytes += 4 * (2 * matrices * form.warps * 16 + 2 * _MAX_ROWS + 2 * form.warps)
     fitting = limits.shared_bytes_per_multiprocessor // (shared_bytes + _STATIC_SHARED_BYTES)
     return _Shape(
@@ -132,6 +140,14 @@ def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
         grid=min(sum(size.tiles), limits.num_multiprocessors * max(1, min(form.blocks, fitting))),
         shared_bytes=shared_bytes,
     )
+
+
+def _plain_form(num_chunks: int, is_gated: bool) -> _Form:
+    warps = 32 if num_chunks >= _MANY_CHUNKS and not is_gated else 16
+    own = -(-num_chunks // warps)  # of a warp, before whole turns are made of them
+    # The fewest chunks that are not there; then the deeper.
+    depth = 2 if own <= 2 else min(_DEPTHS, key=lambda depth: (-own % depth, -depth))
+    return _Form(warps, depth, 1 if is_gated or warps == 32 else 2)
 
 
 @functools.lru_cache(maxsize=512)

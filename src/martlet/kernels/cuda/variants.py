@@ -113,20 +113,23 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         {
             "ACTIVATION_TYPE": number,
             "GATED": gated,
-            "WARPS": 16,
+            "WARPS": warps,
             "CHUNKS": chunks,
-            "DEPTH": 2,
-            "BLOCKS": 2,
+            "DEPTH": depth,
+            "BLOCKS": blocks,
             "RAGGED": gated,
             "NORM": number,
             "ACTIVATION": gated,
             **format,
         }
-        for number, gated, chunks, format in (
-            (0, 0, 4, _GROUPED[0]),
-            (1, 1, 4, _GROUPED[1]),
-            (2, 0, 10, _GROUPED[2]),
-            (0, 1, 8, _GROUPED[3]),
+        for number, gated, chunks, format, (warps, depth, blocks) in (
+            (0, 0, 4, _GROUPED[0], (16, 2, 2)),
+            (1, 1, 4, _GROUPED[1], (16, 2, 2)),
+            (2, 0, 10, _GROUPED[2], (16, 2, 2)),
+            (0, 1, 8, _GROUPED[3], (16, 2, 2)),
+            (1, 0, 8, _INT8, (16, 4, 2)),
+            (0, 0, 15, _INT8, (32, 5, 1)),
+            (2, 1, 8, _INT8, (16, 4, 1)),
         )
     ],
     "linear_several": [
