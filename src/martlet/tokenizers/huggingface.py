@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from martlet.errors import VocabularyError
+from martlet.tokenizers.control_names import MARK, TemplateNames, TokenNames
 from martlet.tokenizers.piece_text import UnsupportedDecoderError, decoding_rules
 from martlet.tokenizers.special_names import (
     SpecialNames,
@@ -15,16 +17,16 @@ from martlet.tokenizers.special_names import (
     read_special_names,
 )
 from martlet.tokenizers.tokenizer import PieceTokenizer
+from martlet.tokenizers.tokenizer_state import (
+    State,
+    StatePieces,
+    hide_names,
+    read_pieces,
+    start_ids,
+)
 from martlet.tokenizers.vocabulary import read_vocabulary, well_formed
 
 __all__ = ["HuggingFaceTokenizer"]
-
-# Begins the hidden names of control tokens. A Unicode noncharacter: never part of real text, and
-# taken out of text before it is encoded.
-_MARK = "\ufdd0"
-_LARGEST_ID = 10_000_000
-
-_State = dict[str, Any]
 
 
 class HuggingFaceTokenizer(PieceTokenizer):
@@ -44,10 +46,13 @@ class HuggingFaceTokenizer(PieceTokenizer):
         VocabularyError: the state is damaged, or decodes in a way that is not supported.
     """
 
-    def __init__(self, state: _State, names: SpecialNames, path: Path) -> None:
+    def __init__(self, state: State, names: SpecialNames, path: Path) -> None:
         try:
-            pieces, added, control_ids = _read_pieces(state, names)
+            state = _with_added(state, names.added)
+            pieces = read_pieces(state, names)
             self._rules = decoding_rules(state.get("decoder"))
+            self.special = names.resolve(pieces.control)
+            start = start_ids(state, names, self.special.bos)
         except UnsupportedDecoderError as error:
             raise VocabularyError(
                 f'{path} decodes with "{error}", which is not supported; '
@@ -58,17 +63,21 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 f"{path} is not a tokenizer.json: {type(error).__name__} {error}; "
                 "fetch the model again"
             ) from None
-        named = pieces | added
-        control = {named[token_id]: token_id for token_id in control_ids}
+        self.special = replace(self.special, start=start)
+        named = pieces.all
         self.vocab_size = 1 + max(named, default=-1)
-        self.special = names.resolve(control)
+        control_ids = self.special.control_ids()
         self._table = [b""] * self.vocab_size
         for token_id in named.keys() - control_ids:
-            if token_id in added:  # literal text, also where pieces are not
-                self._table[token_id] = added[token_id].encode("utf-8", "replace")
+            if token_id in pieces.added:  # literal text, also where pieces are not
+                self._table[token_id] = pieces.added[token_id].encode("utf-8", "replace")
             else:
-                self._table[token_id] = self._rules.piece_bytes(pieces[token_id])
-        self._library = _open(_hide(state, control), path)
+                self._table[token_id] = self._rules.piece_bytes(pieces.pieces[token_id])
+        self._control = TokenNames(pieces.control)
+        self._visible = TokenNames(pieces.visible)
+        names_in_library = TokenNames({**pieces.visible, **pieces.control})
+        self._library = _open(hide_names(state, pieces, names_in_library), path)
+        self._check_ids(pieces, path)
 
     @classmethod
     def from_json(cls, path: Path) -> HuggingFaceTokenizer:
@@ -108,8 +117,30 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; adds no special token."""
-        safe = well_formed(text).replace(_MARK, "\ufffd")
-        token_ids: list[int] = self._library.encode(safe, add_special_tokens=False).ids
+        safe = well_formed(text).replace(MARK, "\ufffd")
+        return self._encode(self._visible.hide_all(safe))
+
+    @property
+    def has_thought_marks(self) -> bool:
+        """Whether <think> is a token."""
+        return "<think>" in self._visible.ids
+
+    def template_names(self, literals: Iterable[str]) -> TemplateNames:
+        """The names that a chat template may mean, given the text that stands in its source."""
+        source = "\0".join(literals)
+        meant = {name: i for name, i in self._visible.ids.items() if name in source}
+        ordinary = {name: i for name, i in self._visible.ids.items() if name not in meant}
+        return TemplateNames(TokenNames({**meant, **self._control.ids}), TokenNames(ordinary))
+
+    def encode_spelled(self, text: str, names: TemplateNames) -> list[int]:
+        """The ids of what a chat template wrote, whose control tokens are spelled.
+
+        What it quotes must have gone through ``names.quoted`` before.
+        """
+        return self._encode(names.spelled_out(well_formed(text)))
+
+    def _encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return token_ids
 
     def start_decoding(self) -> Callable[[int], bytes]:
@@ -120,66 +151,25 @@ class HuggingFaceTokenizer(PieceTokenizer):
         """By id, the bytes that it adds to a text; see ``Tokenizer``."""
         return [self._rules.joiner + piece if piece else b"" for piece in self._table]
 
-
-def _read_pieces(
-    state: _State, names: SpecialNames
-) -> tuple[dict[int, str], dict[int, str], set[int]]:
-    """(pieces of the model, added tokens, control ids), the first two by id.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: the state is not of this form.
-    """
-    pieces = {_checked_id(i): piece for piece, i in _entries(state["model"]["vocab"])}
-    added_tokens = state.get("added_tokens") or []
-    added = {_checked_id(token["id"]): token["content"] for token in added_tokens}
-    for text in (*pieces.values(), *added.values()):
-        if not isinstance(text, str):
-            raise TypeError(f"the entry {text!r} is no text")
-    control = {token["id"] for token in added_tokens if token.get("special")}
-    known = names.all_names()
-    control |= {token_id for token_id, piece in (pieces | added).items() if piece in known}
-    return pieces, added, control
+    def _check_ids(self, pieces: StatePieces, path: Path) -> None:
+        """The library counts added tokens by itself, whatever ids the file gives them."""
+        for name, token_id in {**pieces.control, **pieces.visible}.items():
+            found = self._library.token_to_id(TokenNames({name: token_id}).hidden(name))
+            if found != token_id:
+                raise VocabularyError(
+                    f"{path} gives {name!r:.80} the id {token_id}, where the tokenizers library "
+                    f"counts {found}; fetch the model again"
+                )
 
 
-def _entries(vocabulary: Any) -> Iterable[tuple[str, int]]:
-    """(piece, id) of a model's vocabulary: an object, or for Unigram a list of [piece, score]."""
-    if isinstance(vocabulary, dict):
-        return vocabulary.items()
-    return ((entry[0], token_id) for token_id, entry in enumerate(vocabulary))
+def _with_added(state: State, added: Iterable[dict[str, Any]]) -> State:
+    """The state with further added tokens; those that it has already stay as they are."""
+    listed = list(state.get("added_tokens") or [])
+    known = {token["id"] for token in listed}
+    return state | {"added_tokens": listed + [t for t in added if t["id"] not in known]}
 
 
-def _checked_id(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value < _LARGEST_ID:
-        raise ValueError(f"{value!r} is no token id")
-    return value
-
-
-def _hide(state: _State, control: dict[str, int]) -> _State:
-    """The state with control tokens under names that no text can spell, ready for the library."""
-    hidden = {name: f"{_MARK}{token_id}" for name, token_id in control.items()}
-    model = dict(state["model"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {hidden.get(piece, piece): i for piece, i in model["vocab"].items()}
-    else:
-        model["vocab"] = [[hidden.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
-    if model.get("unk_token") in hidden:
-        model["unk_token"] = hidden[model["unk_token"]]
-    if "merges" in model:
-        pairs = (m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"])
-        model["merges"] = [pair for pair in pairs if not hidden.keys() & {*pair, "".join(pair)}]
-    whole = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        (whole | token | {"content": hidden[token["content"]], "normalized": False})
-        if token["content"] in hidden
-        else token
-        for token in state.get("added_tokens") or []
-    ]
-    # Nothing is added, cut off or filled up here, so what describes that is left out.
-    without = {"post_processor": None, "truncation": None, "padding": None}
-    return state | without | {"model": model, "added_tokens": added}
-
-
-def _open(state: _State, path: Path) -> Any:
+def _open(state: State, path: Path) -> Any:
     import tokenizers
 
     try:

@@ -24,12 +24,17 @@ class SpecialNames:
     """What the files of a folder say about special tokens.
 
     ``names`` maps a role ("eos") to a token, ``ids`` (from config.json) a role to an id.
+    ``added`` are entries of tokenizer_config.json's added_tokens_decoder in the form of
+    tokenizer.json's added_tokens. ``adds_bos`` tells whether a text begins with bos, None where
+    nothing does.
     """
 
     names: dict[str, str]
     ids: dict[str, int]
     additional: tuple[str, ...]
     extra_ids: int | None
+    added: tuple[dict[str, Any], ...] = ()
+    adds_bos: bool | None = None
 
     def all_names(self) -> frozenset[str]:
         """Every token that is named, whatever its role."""
@@ -98,6 +103,8 @@ def read_special_names(folder: Path) -> SpecialNames:
         ids=ids,
         additional=tuple(additional),
         extra_ids=extra_ids if isinstance(extra_ids, int) and 0 <= extra_ids < 10_000 else None,
+        added=_added(tokenizer_config.get("added_tokens_decoder")),
+        adds_bos=_adds_bos(tokenizer_config),
     )
 
 
@@ -117,6 +124,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, not an object; fetch the model again"
         )
     return value
+
+
+def _added(listed: object) -> tuple[dict[str, Any], ...]:
+    """Tokens by id, in the order of ids; what is not of this form is passed over."""
+    if not isinstance(listed, dict):
+        return ()
+    tokens = [
+        {**token, "id": int(token_id)}
+        for token_id, token in listed.items()
+        if token_id.isascii()
+        and token_id.isdigit()
+        and len(token_id) < 9
+        and _token_text(token) is not None
+        and isinstance(token, dict)
+    ]
+    return tuple(sorted(tokens, key=lambda token: token["id"]))
+
+
+def _adds_bos(tokenizer_config: Mapping[str, Any]) -> bool | None:
+    """As tokenizer_config.json says; naming one end of a text there decides about both."""
+    if not {"add_bos_token", "add_eos_token"} & tokenizer_config.keys():
+        return None
+    return tokenizer_config.get("add_bos_token") is True
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

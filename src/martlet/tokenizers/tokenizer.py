@@ -17,6 +17,8 @@ class SpecialTokens:
     ``sentinels`` are <s_0>, <s_1>, ... of the CPM-2 and EVA vocabularies (<extra_id_0>, ... of T5).
     ``eos`` ends a document: <eod> for CPM, <sep> for EVA, </s> for T5.
     ``others`` are control ids without a role above, such as CPM's </s> and <go>.
+    ``start`` is what stands before every text, a bos for most models that have one; its ids are
+    among those above.
     """
 
     unk: int | None = None
@@ -27,6 +29,7 @@ class SpecialTokens:
     mask: int | None = None
     sentinels: tuple[int, ...] = ()
     others: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
 
     def control_ids(self) -> frozenset[int]:
         """All ids above: tokens that carry no text."""
