@@ -181,6 +181,19 @@ def test_logits_are_float32(product_error):
     assert _error(out, _exact(x, weight)) < product_error[torch.float32]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_features", [96, 4096, 8192 + 64])
+def test_a_norm_around_one_comes_before_the_product(rows, dtype, in_features, product_error):
+    x = torch.randn(rows, in_features, device=CUDA).to(dtype)
+    weight = _weight(80, in_features)
+    norm = Norm((0.3 * torch.randn(in_features, device=CUDA)).to(dtype), None, 1e-6, offset=1.0)
+    normal = x.double() * (x.double().square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    expected = _exact(normal * (1 + norm.weight.double()), weight)
+    out = ops.linear(x, tiled(weight), norm=norm)
+    assert _error(out, expected) < 2 * product_error[dtype]
+
+
 def test_inputs_beyond_the_range_of_float16_keep_their_precision():
     x = torch.randn(2, 256, device=CUDA, dtype=torch.float32) * torch.tensor(
         [[1e7], [1e-9]], device=CUDA

@@ -42,6 +42,20 @@ def test_norms_are_those_of_the_processor(dtype: torch.dtype, columns: int, has_
     _assert_near(ops.norm(apart, parameters), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("columns", [7, 64, 4096])
+def test_norms_around_one_and_what_they_are_added_to(dtype: torch.dtype, columns: int) -> None:
+    x, residual = (_randn(2, 9, columns, dtype=dtype, seed=seed) * 3 for seed in (0, 3))
+    weight = 0.2 * _randn(columns, dtype=dtype, seed=1)
+    for offset in (0.0, 1.0):
+        parameters = ops.Norm(weight, None, 1e-6, offset)
+        on_processor = ops.Norm(weight.cpu(), None, 1e-6, offset)
+        expected = ops.norm(x.cpu(), on_processor)
+        _assert_near(ops.norm(x, parameters), expected.cuda(), dtype)
+        ours = ops.add_norm(x, parameters, residual)
+        _assert_near(ours, (residual.cpu() + expected).cuda(), dtype)
+
+
 def test_a_norm_of_large_numbers_does_not_overflow() -> None:
     x = torch.full((3, 512), 60000.0, dtype=torch.float16, device="cuda")
     ours = ops.norm(x, ops.Norm(torch.ones_like(x[0]), None, 1e-6))

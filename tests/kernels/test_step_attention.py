@@ -1,64 +1,78 @@
-"""A step over a cache beside the same attention made of its parts, on the host."""
+"""Attention of a decode step with what today's models add to it, against the plain definition."""
 
-from typing import Any
+import itertools
 
 import pytest
 import torch
 
-from martlet.kernels import ops
+from martlet.kernels import ops, reference
 from martlet.kernels.cache_view import CacheView
+from martlet.kernels.norm import Norm
 from martlet.kernels.turn import Turn
+from martlet.quantization.vectors import quantize_vectors
 
-LENGTHS = [0, 5, 11]
-HEAD_DIM = 8
-
-
-def _random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _turned(x: torch.Tensor, turn: Turn | None, position: int) -> torch.Tensor:
-    if turn is None:
-        return x
-    angle = position * turn.frequency
-    return ops.rotary(x, turn.factor * angle.cos(), turn.factor * angle.sin(), turn.is_interleaved)
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+# The rounding of keys, values and results; float32 differs by the order of sums alone.
+ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.float32: 1e-5}
+# Heads of queries, of keys and values, and their width: as many queries a key as one block takes,
+# as two take evenly and unevenly, and as GLM-4 has.
+HEADS = [(4, 4, 64), (10, 2, 128), (8, 1, 128), (7, 1, 64), (32, 2, 128), (4, 2, 256), (3, 3, 96)]
 
 
-FREQUENCY = torch.tensor([0.9, 0.3, 0.1])
-NORMS = tuple(ops.Norm(_random(HEAD_DIM, seed=seed), None, 1e-6, offset=1.0) for seed in (8, 9))
+def _options(head_dim, dtype):
+    """Every kind alone, and all together."""
+    weights = (0.2 * torch.randn(2, head_dim, device=CUDA)).to(dtype)
+    quarter = torch.rand(head_dim // 4, device=CUDA)
+    whole = torch.rand(head_dim // 2, device=CUDA)
+    kinds = {
+        "turn": [Turn(quarter), Turn(whole, is_interleaved=True), Turn(quarter, True, 1.3)],
+        "norms": [
+            tuple(Norm(1 + weight, None, 1e-6) for weight in weights),
+            tuple(Norm(weight, None, 1e-6, offset=1.0) for weight in weights),
+        ],
+        "softcap": [2.0],
+        "window": [1, 17],
+    }
+    alone = [{kind: value} for kind, values in kinds.items() for value in values]
+    together = itertools.product(*(values[-1:] for values in kinds.values()))
+    return [*alone, *(dict(zip(kinds, values, strict=True)) for values in together)]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"turn": Turn(FREQUENCY)},
-        {"turn": Turn(FREQUENCY, is_interleaved=True, factor=1.3)},
-        {"norms": NORMS},
-        {"softcap": 0.7},
-        {"window": 1},
-        {"window": 4},
-        {"window": 40},
-        {"turn": Turn(FREQUENCY), "norms": NORMS, "softcap": 1.5, "window": 3},
-    ],
-    ids=lambda options: ",".join(options) or "plain",
-)
-def test_a_step_attends_as_one_query_of_a_pass(options: dict[str, Any]) -> None:
-    q, k, v = (_random(3, heads * HEAD_DIM, seed=i) for i, heads in enumerate((6, 2, 2)))
-    keys, values = (_random(3, 2, 16, HEAD_DIM, seed=seed) for seed in (3, 4))
-    view = CacheView(keys.clone(), values.clone(), torch.tensor(LENGTHS, dtype=torch.int32))
-    ours = ops.step_attention((q, k, v), view, 0.5, **options)
-    norms, window = options.get("norms"), options.get("window") or 99
-    for slot, length in enumerate(LENGTHS):
-        heads = [x[slot].view(1, -1, 1, HEAD_DIM) for x in (q, k)]
-        if norms is not None:
-            heads = [ops.norm(x, norm) for x, norm in zip(heads, norms, strict=True)]
-        query, key = (_turned(x, options.get("turn"), length) for x in heads)
-        new = (key, v[slot].view(1, -1, 1, HEAD_DIM))
-        seen = [
-            torch.cat((old[slot : slot + 1, :, :length], own), dim=2)[:, :, -window:]
-            for old, own in zip((keys, values), new, strict=True)
-        ]
-        expected = ops.attention(query, *seen, scale=0.5, softcap=options.get("softcap"))
-        torch.testing.assert_close(ours[slot], expected.flatten(), rtol=0, atol=2e-6)
-        torch.testing.assert_close(view.keys[slot, :, length], key[0, :, 0], rtol=0, atol=2e-6)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize("capacity", [40, 600])
+@pytest.mark.parametrize("dtype", list(ERROR))
+def test_each_option_is_that_of_the_definition(num_heads, num_kv_heads, head_dim, capacity, dtype):
+    shape = (3, num_kv_heads, capacity, head_dim)
+    keys, values = (torch.randn(shape, device=CUDA).to(dtype) for _ in range(2))
+    lengths = torch.tensor([0, capacity // 2, capacity - 1], dtype=torch.int32, device=CUDA)
+    widths = [num_heads * head_dim] + 2 * [num_kv_heads * head_dim]
+    qkv = torch.randn(3, sum(widths), device=CUDA).to(dtype).split(widths, dim=-1)
+    for options in _options(head_dim, dtype):
+        mine = CacheView(keys.clone(), values.clone(), lengths)
+        theirs = CacheView(keys.float(), values.float(), lengths)
+        out = ops.step_attention(qkv, mine, head_dim**-0.5, **options).double()
+        wide = dict(options)
+        if "norms" in options:
+            wide["norms"] = tuple(
+                Norm(norm.weight.float(), None, norm.eps, norm.offset) for norm in options["norms"]
+            )
+        float_qkv = [part.float() for part in qkv]
+        expected = reference.step_attention(float_qkv, theirs, head_dim**-0.5, **wide).double()
+        assert torch.isfinite(out).all()
+        assert (out - expected).norm() / expected.norm() < ERROR[dtype], options
+        assert torch.allclose(mine.keys.float(), theirs.keys, rtol=1e-2, atol=1e-2), options
+
+
+def test_a_window_and_head_norms_over_an_int8_cache_are_those_of_the_definition():
+    shape, lengths = (2, 2, 300, 128), torch.tensor([290, 12], dtype=torch.int32, device=CUDA)
+    keys, values = (quantize_vectors(torch.randn(shape, device=CUDA)) for _ in range(2))
+    qkv = torch.randn(2, 14 * 128, device=CUDA).split([10 * 128, 2 * 128, 2 * 128], dim=-1)
+    norm = Norm(1 + 0.1 * torch.randn(128, device=CUDA), None, 1e-6)
+    options = {"norms": (norm, norm), "window": 100, "softcap": 5.0}
+    both = [
+        attend(qkv, CacheView(keys, values, lengths), 128**-0.5, **options)
+        for attend in (ops.step_attention, reference.step_attention)
+    ]
+    # A normalised component that lies between two integers may go to either.
+    assert (both[0] - both[1]).norm() / both[1].norm() < 3e-3
