@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from martlet.errors import ModelFileError as ModelFileError
     from martlet.errors import ModelNotFoundError as ModelNotFoundError
     from martlet.errors import OverloadedError as OverloadedError
+    from martlet.errors import RepositoryChangedError as RepositoryChangedError
     from martlet.errors import ServerUnreachableError as ServerUnreachableError
     from martlet.errors import UnavailableError as UnavailableError
     from martlet.errors import UsageError as UsageError
@@ -60,6 +61,7 @@ __all__ = [
     "ModelNotFoundError",
     "OverloadedError",
     "Plan",
+    "RepositoryChangedError",
     "ServerUnreachableError",
     "UnavailableError",
     "UsageError",

@@ -10,6 +10,7 @@ was found, what the limit is, and what to do next, in one line.
       ModelNotFoundError            3 / 404   no model of that name or at that path
       CapacityError                 4 / 507   memory does not suffice
       DownloadError                 5 / 502   a download failed or did not verify
+        RepositoryChangedError      5 / 502   the hub's repository changed while it was fetched
       DiskFullError                 5 / 507   a file could not be written for want of space
       ModelFileError                6 / 500   a model file is damaged, hostile or not supported
         VocabularyError             6 / 500   tokenizer and weights do not belong together
@@ -31,6 +32,7 @@ __all__ = [
     "ModelFileError",
     "ModelNotFoundError",
     "OverloadedError",
+    "RepositoryChangedError",
     "ServerUnreachableError",
     "UnavailableError",
     "UsageError",
@@ -71,10 +73,26 @@ class CapacityError(MartletError):
 
 
 class DownloadError(MartletError):
-    """A file could not be fetched, or what arrived does not verify."""
+    """A file could not be fetched, or what arrived does not verify.
+
+    Attributes:
+        may_pass: whether the same request may succeed a little later.
+        retry_after_seconds: when to try again, where the server said so.
+    """
 
     exit_code = 5
     http_status = 502
+
+    def __init__(
+        self, message: str, *, may_pass: bool = False, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RepositoryChangedError(DownloadError):
+    """The hub now has other bytes than those that its list of files told of."""
 
 
 class DiskFullError(MartletError):

@@ -56,8 +56,9 @@ def test_an_unknown_name_lists_what_there_is_and_what_is_near(catalogue):
         catalogue.resolve("mines")
 
 
-def test_a_hub_id_is_told_what_to_do(catalogue):
-    with pytest.raises(ModelNotFoundError, match="martlet convert"):
+def test_a_name_of_the_hub_is_not_looked_for_here(catalogue):
+    assert catalogue.find("somebody/some-model") is None
+    with pytest.raises(ModelNotFoundError, match="ORG/NAME on the hub"):
         catalogue.resolve("somebody/some-model")
 
 
@@ -66,6 +67,33 @@ def test_a_file_is_told_to_be_converted(catalogue, tmp_path):
     file.write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match=r"is a file .* martlet convert"):
         catalogue.resolve(str(file))
+
+
+def test_a_gguf_file_is_a_model_by_its_suffix_or_its_first_bytes(catalogue, tmp_path):
+    named, blob = tmp_path / "models" / "small-Q4_K_M.gguf", tmp_path / "0123abcd"
+    named.write_bytes(b"")
+    blob.write_bytes(b"GGUF\3\0\0\0")
+    assert catalogue.resolve(str(blob)) == blob
+    assert catalogue.resolve("small-Q4_K_M.gguf") == named
+    (entry,) = (entry for entry in catalogue.entries() if entry.path == named)
+    assert (entry.name, entry.quantize, entry.size_bytes) == ("small-Q4_K_M.gguf", "Q4_K_M", 0)
+
+
+def test_a_folder_as_the_hub_has_them_is_listed_by_its_config(catalogue, tmp_path):
+    folder = tmp_path / "models" / "downloaded"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert "downloaded" not in {entry.name for entry in catalogue.entries()}
+    (folder / "model.safetensors").write_bytes(b"12345")
+    (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
+    assert (entry.family, entry.quantize, entry.size_bytes) == ("llama", "none", 5)
+    assert entry.problem is None
+    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
+    (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
+    assert "unheard-of" in entry.problem
+    (folder / "config.json").write_text("[")
+    (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
+    assert "config.json" in entry.problem
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a" * 5000, "\udcff"])

@@ -5,37 +5,25 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import platformdirs
 
 from martlet.checkpoint.names import MANIFEST_NAME
-from martlet.errors import MartletError, ModelNotFoundError
-from martlet.models.family import TASKS_OF_FAMILY, Task
+from martlet.errors import ModelNotFoundError
+from martlet.hub.cached_models import cached_entries
+from martlet.hub.entries import (
+    ModelEntry,
+    describe_folder,
+    describe_gguf,
+    is_gguf,
+    is_model_folder,
+)
 
 __all__ = ["BUNDLED", "Catalogue", "ModelEntry", "list_models", "resolve"]
 
 BUNDLED = ("cpm1-mini", "cpm2-mini", "eva-mini")
 """Names of the models that come with the package."""
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One model that can be loaded by name.
-
-    ``problem`` says why it cannot be loaded after all; then the fields from the files are None.
-    """
-
-    name: str
-    path: Path
-    origin: Literal["bundled", "local"]
-    family: str | None = None
-    task: Task | None = None
-    quantize: str | None = None
-    size_bytes: int | None = None
-    problem: str | None = None
 
 
 class Catalogue:
@@ -54,43 +42,57 @@ class Catalogue:
         self._bundled_dir = package_dir / "zoo" if bundled_dir is None else bundled_dir
 
     def resolve(self, model: str | Path) -> Path:
-        """The folder of a model: a bundled name, a name in the models directory, or a path.
-
-        A bundled name comes first; ``./NAME`` is a folder of that name.
+        """The folder or GGUF file of a model that is here without the hub's cache: see ``find``.
 
         Raises:
-            ModelNotFoundError: there is none; says what is near, and what to do for a hub id.
+            ModelNotFoundError: there is none; says what is near.
+        """
+        path = self.find(model)
+        if path is None:
+            raise ModelNotFoundError(self.not_found(str(model)))
+        return path
+
+    def find(self, model: str | Path) -> Path | None:
+        """A bundled name, a path of a folder or GGUF file, or a name in the models directory.
+
+        A bundled name comes first; ``./NAME`` is a folder of that name. None where it is none of
+        these.
+
+        Raises:
+            ModelNotFoundError: a bundled model whose files are missing, or a file of another kind.
         """
         name = str(model)
         if isinstance(model, str) and name in BUNDLED:
             return self._bundled_folder(name)
         path = Path(name).expanduser()
         # "" would be the current folder; os.path.exists says no where a name is no path at all.
-        if name and os.path.isdir(path):
+        if name and (os.path.isdir(path) or is_gguf(path)):
             return path
         if name and os.path.exists(path):
             raise ModelNotFoundError(
-                f"{path} is a file and not a model folder; "
-                "make one from a checkpoint with martlet convert SRC DST"
+                f"{path} is a file and neither a model folder nor GGUF; "
+                "make a folder from a checkpoint with martlet convert SRC DST"
             )
-        if _is_plain(name) and os.path.isdir(self.models_dir / name):
-            return self.models_dir / name
-        raise ModelNotFoundError(self._not_found(name))
+        own = self.models_dir / name
+        if _is_plain(name) and (os.path.isdir(own) or is_gguf(own)):
+            return own
+        return None
 
     def entries(self) -> list[ModelEntry]:
-        """All models that have a name, the bundled ones first."""
+        """The bundled models, then those in the models directory."""
         entries = [
-            _entry(name, self._bundled_dir / name, "bundled")
+            describe_folder(name, self._bundled_dir / name, "bundled")
             for name in BUNDLED
             if (self._bundled_dir / name / MANIFEST_NAME).is_file()
         ]
         if self.models_dir.is_dir():
-            folders = sorted(path for path in self.models_dir.iterdir() if path.is_dir())
-            entries += [
-                _entry(path.name, path, "local")
-                for path in folders
-                if (path / MANIFEST_NAME).is_file() and path.name not in BUNDLED
-            ]
+            for path in sorted(self.models_dir.iterdir()):
+                if path.name in BUNDLED:
+                    continue
+                if is_gguf(path):
+                    entries.append(describe_gguf(path.name, [path], "local"))
+                elif is_model_folder(path):
+                    entries.append(describe_folder(path.name, path, "local"))
         return entries
 
     def _bundled_folder(self, name: str) -> Path:
@@ -102,55 +104,27 @@ class Catalogue:
             )
         return folder
 
-    def _not_found(self, name: str) -> str:
-        if _is_hub_id(name):
-            return (
-                f"there is no folder {name} here, and Martlet does not download models; "
-                "download the checkpoint yourself and run martlet convert FOLDER NAME; "
-                f"bundled models are {', '.join(BUNDLED)}"
-            )
+    def not_found(self, name: str) -> str:
+        """The message for a name that leads nowhere: what is near, and what there is."""
         names = [*BUNDLED, *(entry.name for entry in self.entries())]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return (
             f"no model is called {name!r:.200}: {hint}bundled models are {', '.join(BUNDLED)}; "
-            f"others are paths of model folders, or names of folders in {self.models_dir}"
+            "others are paths of model folders and GGUF files, names in "
+            f"{self.models_dir}, and ORG/NAME on the hub"
         )
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder of a model, with the usual directories: see ``Catalogue.resolve``."""
+    """Where a model lies that is not of the hub, in the usual directories."""
     return Catalogue().resolve(model)
 
 
 def list_models() -> list[ModelEntry]:
-    """All models that have a name, in the usual directories: see ``Catalogue.entries``."""
-    return Catalogue().entries()
+    """All models that have a name: bundled, in the models directory, and in the hub's cache."""
+    return [*Catalogue().entries(), *cached_entries()]
 
 
 def _is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and Path(name).name == name
-
-
-def _is_hub_id(name: str) -> bool:
-    organisation, slash, rest = name.partition("/")
-    return bool(slash) and _is_plain(organisation) and _is_plain(rest)
-
-
-def _entry(name: str, path: Path, origin: Literal["bundled", "local"]) -> ModelEntry:
-    # Imports torch; finding a folder does not need it.
-    from martlet.checkpoint.store import open_store
-
-    try:
-        store = open_store(path)
-    except MartletError as error:
-        return ModelEntry(name, path, origin, problem=str(error))
-    return ModelEntry(
-        name=name,
-        path=path,
-        origin=origin,
-        family=store.family,
-        task=TASKS_OF_FAMILY[store.family][0],
-        quantize=store.quantize,
-        size_bytes=sum(entry.size_bytes for entry in store.manifest.files.values()),
-    )
