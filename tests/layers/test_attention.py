@@ -6,21 +6,18 @@ from martlet.kernels import reference
 from martlet.layers.attention import (
     Heads,
     Pass,
-    aligned_bias,
-    causal_bias,
     cross_attention,
-    decoder_mask,
     merge_heads,
-    padding_bias,
     self_attention,
     split_heads,
 )
 from martlet.layers.kv_cache import KVCache, KVShape
-from martlet.layers.rotary import rotation
+from martlet.layers.masks import decoder_mask, padding_bias
+from martlet.layers.rotary import Rotary, rotation
 
 LIKE = torch.zeros(1)
-CPU = torch.device("cpu")
 HEADS = Heads(num_heads=6, num_kv_heads=2, head_dim=4, scale=0.4)
+TURN = Rotary(HEADS.head_dim, 100.0).turn(12, torch.device("cpu"))
 # float32 on both sides, the order of the sums differs
 CLOSE = {"rtol": 0, "atol": 2e-6}
 
@@ -45,7 +42,7 @@ def _in_steps(qkv: list[Tensor], cache: KVCache, cuts: list[int]) -> Tensor:
         batch, count, _ = parts[0].shape
         starts, counts = cache.lengths, [count] * batch
         bias, is_causal = decoder_mask(starts, count, cache.longest_after(counts), LIKE)
-        turns = rotation(starts, count, HEADS.head_dim, 100.0, CPU)
+        turns = rotation(TURN, starts, count)
         step = Pass(counts, bias, is_causal, rotation=turns)
         for layer in range(2):
             part = self_attention(parts, HEADS, step, cache, layer)
@@ -56,7 +53,7 @@ def _in_steps(qkv: list[Tensor], cache: KVCache, cuts: list[int]) -> Tensor:
 
 def test_self_attention_is_its_definition_on_turned_and_split_heads() -> None:
     qkv = _qkv(2, 7)
-    turns = rotation([0, 0], 7, HEADS.head_dim, 100.0, CPU)
+    turns = rotation(TURN, [0, 0], 7)
     ours = self_attention(qkv, HEADS, Pass([7, 7], None, True, rotation=turns), None, 0)
     q, k, v = (x.view(2, 7, -1, 4).transpose(1, 2) for x in qkv)
     q, k = (reference.rotary(x, turns.cos, turns.sin) for x in (q, k))
@@ -67,7 +64,7 @@ def test_self_attention_is_its_definition_on_turned_and_split_heads() -> None:
 @pytest.mark.parametrize("cuts", [[7], [3, 4], [2, 1, 1, 1, 1, 1]], ids=str)
 def test_self_attention_through_the_cache_equals_one_pass_without(cuts: list[int]) -> None:
     qkv = _qkv(2, 7)
-    turns = rotation([0, 0], 7, HEADS.head_dim, 100.0, CPU)
+    turns = rotation(TURN, [0, 0], 7)
     whole = self_attention(qkv, HEADS, Pass([7, 7], None, True, rotation=turns), None, 0)
     torch.testing.assert_close(_in_steps(qkv, _cache(2), cuts), whole, **CLOSE)
 
@@ -110,46 +107,3 @@ def test_heads_come_together_as_they_were_split() -> None:
     assert heads.shape == (2, 4, 3, 2)
     assert heads[1, 2, 0].tolist() == x[1, 0, 4:6].tolist()
     assert torch.equal(merge_heads(heads), x)
-
-
-def test_a_query_sees_itself_and_what_stands_before() -> None:
-    visible = causal_bias([2, 0], 2, 4, LIKE) == 0
-    assert visible[:, 0].int().tolist() == [
-        [[1, 1, 1, 0], [1, 1, 1, 1]],
-        [[1, 0, 0, 0], [1, 1, 0, 0]],
-    ]
-
-
-def test_rows_that_start_alike_share_one_mask() -> None:
-    assert causal_bias([3, 3, 3], 2, 5, LIKE).shape == (1, 1, 2, 5)
-
-
-def test_padding_is_hidden_and_no_padding_needs_no_mask() -> None:
-    assert padding_bias([4, 4], 4, LIKE) is None
-    mask = padding_bias([4, 1, 0], 4, LIKE)
-    assert mask is not None
-    assert (mask[:, 0, 0] == 0).int().tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
-
-
-def test_a_row_that_sees_nothing_gives_numbers_in_every_float_type() -> None:
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        mask = padding_bias([0, 3], 3, LIKE.to(dtype))
-        assert mask is not None
-        scores = torch.full((2, 1, 1, 3), -100.0, dtype=dtype) + mask
-        assert torch.isfinite(scores.softmax(-1)).all()
-
-
-def test_a_bias_for_the_processor_stays_as_it_is() -> None:
-    bias = padding_bias([3, 5], 7, LIKE)
-    assert bias is not None
-    assert aligned_bias(bias) is bias
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("num_keys", [1, 7, 8, 100, 256])
-def test_rows_of_a_bias_for_a_gpu_begin_at_multiples_of_eight(num_keys: int) -> None:
-    bias = torch.randn(2, 3, 5, num_keys, device="cuda").half()
-    aligned = aligned_bias(bias)
-    assert torch.equal(aligned, bias)
-    assert all(stride % 8 == 0 for stride in aligned.stride()[:-1])
-    assert aligned.stride(-1) == 1

@@ -40,9 +40,9 @@ def test_the_activation_is_that_of_the_gate() -> None:
     assert normed.tolist() == [[0.0, 0.0, 9.0 * -2.0]]
 
 
-def test_a_gate_with_a_bias_is_our_own_mistake() -> None:
-    with pytest.raises(AssertionError):
-        gated_linear(WEIGHTS, "b", "a", X, "relu")
+def test_a_gate_may_have_biases() -> None:
+    gate, up = linear(WEIGHTS, "b", X, activation="relu"), linear(WEIGHTS, "a", X)
+    assert torch.equal(gated_linear(WEIGHTS, "b", "a", X, "relu"), gate * up)
 
 
 def test_a_quantised_norm_is_our_own_mistake() -> None:

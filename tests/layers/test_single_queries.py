@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from martlet.kernels import reference
-from martlet.layers.attention import Heads, Pass, causal_bias, self_attention
+from martlet.layers.attention import Heads, Pass, self_attention
 from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.masks import causal_bias
 from martlet.layers.single_queries import are_few, attend_each
 from martlet.quantization.kv_form import KV_FORMS
 
@@ -14,7 +15,8 @@ def _random(*shape: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
 @pytest.mark.parametrize("bias_rows", [None, 1, 3])
-def test_each_query_gathers_from_its_own_first_keys(bias_rows, num_kv_heads):
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_each_query_gathers_from_its_own_first_keys(bias_rows, num_kv_heads, window):
     q = _random(3, 4, 2, 8, seed=0)
     keys, values = (_random(3, num_kv_heads, 20, 8, seed=seed) for seed in (1, 2))
     bias = None if bias_rows is None else _random(bias_rows, 4, 2, 20, seed=3)
@@ -24,17 +26,18 @@ def test_each_query_gathers_from_its_own_first_keys(bias_rows, num_kv_heads):
         lambda row, n: (keys[row : row + 1, :, :n], values[row : row + 1, :, :n]),
         seen,
         bias,
-        scale=0.3,
+        Heads(4, num_kv_heads, 8, scale=0.3).attend,
+        window,
     )
     for row, counts in enumerate(seen):
         for query, count in enumerate(counts):
-            own = None
+            own, first = None, 0 if window is None else max(0, count - window)
             if bias is not None:
-                own = bias[row % bias.shape[0]][None, :, query : query + 1, :count]
+                own = bias[row % bias.shape[0]][None, :, query : query + 1, first:count]
             expected = reference.attention(
                 q[row : row + 1, :, query : query + 1],
-                keys[row : row + 1, :, :count],
-                values[row : row + 1, :, :count],
+                keys[row : row + 1, :, first:count],
+                values[row : row + 1, :, first:count],
                 own,
                 scale=0.3,
             )

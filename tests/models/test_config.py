@@ -89,7 +89,7 @@ def test_missing_fields_take_the_defaults_of_the_format() -> None:
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
-        (GPT2, "model_type", "gpt_neox"),
+        (GPT2, "model_type", "gpt_noex"),
         (GPT2, "model_type", None),
         (GPT2, "model_type", ["gpt2"]),
         (GPT2, "n_embd", 13),
@@ -115,13 +115,21 @@ def test_missing_fields_take_the_defaults_of_the_format() -> None:
         (LLAMA, "hidden_size", 13),
         (LLAMA, "num_key_value_heads", 4),
         (LLAMA, "head_dim", 5),
-        (LLAMA, "hidden_act", "gelu"),
-        (LLAMA, "attention_bias", True),
-        (LLAMA, "mlp_bias", True),
-        (LLAMA, "pretraining_tp", 2),
+        (LLAMA, "hidden_act", "mish"),
+        (LLAMA, "attention_bias", 1),
+        (LLAMA, "mlp_bias", "no"),
+        (LLAMA, "sliding_window", 4096),
+        (LLAMA, "partial_rotary_factor", 0.5),
+        (LLAMA, "attn_temperature_tuning", 4),
         (LLAMA, "rope_theta", 0),
         (LLAMA, "rope_theta", "10000"),
-        (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0}),
+        (LLAMA, "rope_scaling", {"type": "linear"}),
+        (LLAMA, "rope_scaling", {"type": "linear", "factor": 0.5}),
+        (LLAMA, "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}),
+        (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0, "beta_fast": 3}),
+        (LLAMA, "rope_scaling", {"type": "mrope", "mrope_section": [1, 1, 1]}),
+        (LLAMA, "rope_scaling", {"type": "longrope", "short_factor": [1, 1], "long_factor": [1]}),
+        (LLAMA, "rope_scaling", {"type": "dynamic", "factor": 2.0}),
         (LLAMA, "rope_scaling", {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
         (LLAMA, "rope_scaling", {"rope_type": ["default"]}),
         (LLAMA, "rope_scaling", "linear"),
@@ -154,7 +162,7 @@ def test_a_field_that_is_not_supported_is_refused_by_name(
 
 def test_rope_settings_are_read_in_both_forms() -> None:
     def theta(**fields: object) -> float:
-        return load_architecture({**LLAMA, **fields}).config.rope_theta
+        return load_architecture({**LLAMA, **fields}).config.rotary.theta
 
     assert theta() == theta(rope_parameters=None, rope_scaling=None) == 10000.0
     assert theta(rope_theta=5e5, rope_scaling={"type": "default"}) == 5e5

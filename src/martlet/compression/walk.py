@@ -60,6 +60,11 @@ class WholePass:
         self._encoded: tuple[Tensor, Tensor] | None = None
 
     @property
+    def max_tokens(self) -> int:
+        """Nothing is kept: texts are as long as the pass."""
+        return 0
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Nothing stands before a whole pass."""
         return (0,) * self._num_rows

@@ -15,8 +15,8 @@ __all__ = ["attention", "capped_attention"]
 # Integers that become floats at a time, keys and values each: 1 MiB stays in a processor's
 # second-level cache, and is not asked of the system anew for every layer.
 _ELEMENTS_AT_ONCE = 1 << 18
-# Scores that exist at a time where torch's kernels cannot keep them on the chip: 64 MiB.
-_SCORES_AT_ONCE = 1 << 24
+# Scores that exist at a time where torch's kernels cannot keep them on the chip: 32 MiB.
+_SCORES_AT_ONCE = 1 << 23
 
 
 def attention(
@@ -86,7 +86,7 @@ def capped_attention(  # noqa: PLR0913  (those of ops.attention)
         last = min(first + chunk, num_queries)
         seen = last if is_causal else num_keys
         scores = queries[..., first:last, :] @ keys[..., :seen, :].transpose(-1, -2)
-        scores = (scores / softcap).tanh() * softcap
+        scores = _capped(scores, softcap)
         if bias is not None:
             scores += bias[..., first:last, :]
         if is_causal:
@@ -94,6 +94,12 @@ def capped_attention(  # noqa: PLR0913  (those of ops.attention)
             scores.masked_fill_(ones.triu(first + 1), -math.inf)
         mixed[..., first:last, :] = scores.softmax(-1) @ values[..., :seen, :]
     return mixed.reshape(q.shape).to(q.dtype)
+
+
+def _capped(scores: Tensor, softcap: float) -> Tensor:
+    if torch.is_grad_enabled():
+        return (scores / softcap).tanh() * softcap
+    return scores.div_(softcap).tanh_().mul_(softcap)
 
 
 def _one_query(
@@ -139,7 +145,7 @@ def _some_heads(
     """
     scores = (queries @ k.data.float().transpose(-1, -2)).mul_(k.scale[:, :, None])
     if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
+        scores = _capped(scores, softcap)
     if bias is not None:
         scores += bias
     return scores.softmax(-1).mul_(v.scale[:, :, None]) @ v.data.float()

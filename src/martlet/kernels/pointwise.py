@@ -49,6 +49,9 @@ def add_norm(x: Tensor, parameters: Norm, residual: Tensor) -> Tensor:
     """
     assert x.shape == residual.shape
     assert x.dtype == residual.dtype
+    wants_gradient = torch.is_grad_enabled() and residual.requires_grad
+    if elementwise.can_norm(x, parameters) and not wants_gradient:
+        return elementwise.norm(x, parameters, residual.contiguous())
     return residual + norm(x, parameters)
 
 

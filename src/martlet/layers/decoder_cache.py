@@ -17,6 +17,11 @@ class SteppingCache(Protocol):
     """A cache whose lengths live on the device, so that steps need no host; see ``KVCache``."""
 
     @property
+    def max_tokens(self) -> int:
+        """Tokens that fit into a slot."""
+        ...
+
+    @property
     def step_lengths(self) -> Tensor:
         """Tokens that each slot holds, (num_slots,) int32 on the device."""
         ...
@@ -40,6 +45,11 @@ class DecoderCache(Protocol):
     A pass reads ``lengths``, lets every block ``append`` and ends with one ``advance``. Either a
     whole ``KVCache`` or some of its slots, ``CacheRows``.
     """
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that fit into a row, which texts may grow to."""
+        ...
 
     @property
     def lengths(self) -> tuple[int, ...]:

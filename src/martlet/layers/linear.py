@@ -70,14 +70,15 @@ def gated_linear(
     *,
     norm: ops.Norm | None = None,
 ) -> Tensor:
-    """``activation(norm(x) through the gate) * (norm(x) through up)``; neither has a bias.
+    """``activation(norm(x) through the gate) * (norm(x) through up)``.
 
     Shapes:
         x: (..., in_features)
         return: (..., out_features)
     """
-    assert f"{gate_name}.bias" not in weights
-    assert f"{up_name}.bias" not in weights
+    if f"{gate_name}.bias" in weights or f"{up_name}.bias" in weights:
+        gated = linear(weights, gate_name, x, norm=norm, activation=activation)
+        return gated * linear(weights, up_name, x, norm=norm)
     gate, up = weights[f"{gate_name}.weight"], weights[f"{up_name}.weight"]
     return ops.gated_linear(x, gate, up, activation, norm=norm)
 

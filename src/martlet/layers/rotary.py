@@ -1,4 +1,4 @@
-"""Rotary positions as Llama uses them: where a token stands turns its queries and keys.
+"""Rotary positions: where a token stands turns its queries and keys.
 
 Every pair of a head's components is turned by the token's position times the frequency of the
 pair, so that the product of a query and a key depends on their distance alone.
@@ -13,11 +13,38 @@ import torch
 from torch import Tensor
 
 from martlet.kernels import ops
+from martlet.layers.rope_scaling import Scaling
 
-__all__ = ["Rotation", "frequencies", "rotation"]
+__all__ = ["Rotary", "Rotation", "rotation"]
+
+_UNSCALED = Scaling()
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """How positions turn the first ``size`` components of heads.
+
+    The frequency of pair p is theta**(-2p / size), or what ``scaling`` makes of it. A pair is the
+    components p and p + size / 2, or 2p and 2p + 1 where ``is_interleaved``.
+    """
+
+    size: int
+    theta: float = 10000.0
+    scaling: Scaling = _UNSCALED
+    is_interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.size > 0
+        assert self.size % 2 == 0
+
+    def turn(self, num_positions: int, device: torch.device) -> ops.Turn:
+        """What turns the heads of texts that have room for so many tokens."""
+        # Computed on the host: every device then has the same bits.
+        frequency = self.scaling.frequency(self.size, self.theta, num_positions)
+        return ops.Turn(frequency.to(device), self.is_interleaved, self.scaling.factor)
+
+
+@dataclass(frozen=True, eq=False)
 class Rotation:
     """The angles of a pass, made once and used by every block; (batch or 1, 1, num_tokens, pairs).
 
@@ -26,6 +53,7 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
+    is_interleaved: bool = False
 
     def turn(self, x: Tensor) -> Tensor:
         """Queries or keys turned to their positions.
@@ -34,13 +62,11 @@ class Rotation:
             x: (batch, num_heads, num_tokens, head_dim)
             return: the same
         """
-        return ops.rotary(x, self.cos, self.sin)
+        return ops.rotary(x, self.cos, self.sin, self.is_interleaved)
 
 
-def rotation(
-    starts: Sequence[int], num_tokens: int, head_dim: int, theta: float, device: torch.device
-) -> Rotation:
-    """The rotation of tokens at ``start + i``; pair p of a head has frequency theta**(-2p / dim).
+def rotation(turn: ops.Turn, starts: Sequence[int], num_tokens: int) -> Rotation:
+    """The rotation of tokens at ``start + i``.
 
     Shapes:
         starts: one a row
@@ -48,15 +74,9 @@ def rotation(
     Source:
         Su et al. 2021, section 3.4.2; frequencies and angles are float32, as in training.
     """
+    device = turn.frequency.device
     first = starts[:1] if len(set(starts)) == 1 else starts
     start = torch.tensor(first, device=device)[:, None, None, None]
     position = start + torch.arange(num_tokens, device=device)[:, None]
-    angle = position.to(torch.float32) * frequencies(head_dim, theta, device)
-    return Rotation(angle.cos(), angle.sin())
-
-
-def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """What a position is multiplied by for each pair of a head, (head_dim / 2,) float32."""
-    assert head_dim % 2 == 0
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    return 1.0 / theta**exponent
+    angle = position.to(torch.float32) * turn.frequency
+    return Rotation(turn.factor * angle.cos(), turn.factor * angle.sin(), turn.is_interleaved)

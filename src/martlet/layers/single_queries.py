@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from martlet.kernels import ops
 from martlet.quantization.vectors import KeysValues
 
 __all__ = ["are_few", "attend_each"]
@@ -32,12 +31,13 @@ def attend_each(
     keys_values: Callable[[int, int], tuple[KeysValues, KeysValues]],
     num_keys: Sequence[Sequence[int]],
     bias: Tensor | None,
-    scale: float,
+    attend: Callable[[Tensor, KeysValues, KeysValues, Tensor | None], Tensor],
+    window: int | None = None,
 ) -> Tensor:
     """What each query gathers from its own first keys; zeros for queries that are padding.
 
     ``keys_values`` gives the first keys and values of a row, ``num_keys`` for each of its real
-    queries how many of them it sees.
+    queries how many of them it sees; with a ``window`` the last so many of these.
 
     Shapes:
         q: (batch, num_heads, num_queries, head_dim)
@@ -45,25 +45,26 @@ def attend_each(
         bias: (batch or 1, num_heads or 1, num_queries, at least as many as are seen)
         return: as q
     """
+
+    def attend_one(row: int, place: int, query: Tensor) -> Tensor:
+        count = num_keys[row][place]
+        keys, values = keys_values(row, count)
+        own = None
+        if bias is not None:
+            first = row if bias.shape[0] > 1 else 0
+            own = bias[first : first + 1, :, place : place + 1, :count]
+        if window is not None and count > window:
+            keys, values = keys[:, :, count - window :], values[:, :, count - window :]
+            own = None if own is None else own[..., count - window :]
+        return attend(query, keys, values, own)
+
     if q.shape[0] == q.shape[2] == 1 and num_keys[0]:
-        # A text alone: nothing to take apart or to join.
-        count = num_keys[0][0]
-        keys, values = keys_values(0, count)
-        seen = None if bias is None else bias[..., :count]
-        return ops.attention(q, keys, values, seen, scale=scale)
+        return attend_one(0, 0, q)  # a text alone: nothing to take apart or to join
     rows = []
-    for index, own_queries in enumerate(torch.split(q, 1)):
-        first = index if bias is not None and bias.shape[0] > 1 else 0
-        mixed = []
-        for place, query in enumerate(torch.split(own_queries, 1, dim=2)):
-            if place >= len(num_keys[index]):
-                mixed.append(torch.zeros_like(query))
-                continue
-            count = num_keys[index][place]
-            own_bias = None
-            if bias is not None:
-                own_bias = bias[first : first + 1, :, place : place + 1, :count]
-            keys, values = keys_values(index, count)
-            mixed.append(ops.attention(query, keys, values, own_bias, scale=scale))
+    for row, own_queries in enumerate(torch.split(q, 1)):
+        mixed = [
+            attend_one(row, place, query) if place < len(num_keys[row]) else torch.zeros_like(query)
+            for place, query in enumerate(torch.split(own_queries, 1, dim=2))
+        ]
         rows.append(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2))
     return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -15,12 +15,11 @@ from martlet.layers.attention import (
     DeviceStep,
     Heads,
     Pass,
-    aligned_bias,
-    causal_bias,
     self_attention,
 )
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import linear, linears, vector
+from martlet.layers.masks import aligned_bias, causal_bias
 from martlet.layers.norm import layer_norm
 from martlet.models.architecture import (
     BlockSpec,
@@ -32,6 +31,7 @@ from martlet.models.architecture import (
 )
 from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
+from martlet.models.fused import fused_place
 from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["Bloom", "BloomConfig"]
@@ -41,6 +41,7 @@ _EMBED_NORM = "transformer.word_embeddings_layernorm"
 _LN_F = "transformer.ln_f"
 _HEAD = "lm_head.weight"
 _QKV = ("self_attention.q_proj", "self_attention.k_proj", "self_attention.v_proj")
+_PREFIX = "transformer."
 _FUSED = "self_attention.query_key_value"
 # The tanh approximation; the format has no field for another.
 _ACTIVATION = "gelu_new"
@@ -86,7 +87,8 @@ class BloomConfig:
         fields.require("quantization_config", None)
         # How sums were split among the machines of the training, and which kernels it fused.
         fields.ignore("pretraining_tp", "slow_but_exact", "attention_softmax_in_fp32")
-        fields.ignore("bias_dropout_fusion", "masked_softmax_fusion", "skip_bias_add")
+        fields.ignore("bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi")
+        fields.ignore("skip_bias_add")
         made = cls(
             vocab_size=fields.size("vocab_size"),
             hidden_size=_size(fields, "n_embed", "hidden_size"),
@@ -137,13 +139,8 @@ class Bloom(DecoderOnly):
 
     def checkpoint_tensor(self, name: str) -> CheckpointTensor:
         """With or without "transformer."; head by head, queries, keys and values are one matrix."""
-        for index, part in enumerate(_QKV):
-            if part in name:
-                fused, head_dim = name.replace(part, _FUSED), self.config.head_dim
-                return CheckpointTensor(
-                    _either(fused), period=3 * head_dim, first=index * head_dim, count=head_dim
-                )
-        return CheckpointTensor(_either(name))
+        place = fused_place(name, _FUSED, dict.fromkeys(_QKV, self.config.head_dim), _PREFIX)
+        return place or CheckpointTensor((name, name.removeprefix(_PREFIX)))
 
     def linear_inputs(self, stack: Stack) -> tuple[LinearInput, ...]:
         """Norms are before queries, keys and values and before the feed-forward network."""
@@ -237,7 +234,3 @@ def _size(fields: Fields, name: str, other: str, limit: int | None = None) -> in
     size = fields.size(found) if limit is None else fields.size(found, limit=limit)
     fields.require(other, size)
     return size
-
-
-def _either(name: str) -> tuple[str, ...]:
-    return (name, name.removeprefix("transformer."))

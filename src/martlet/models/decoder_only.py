@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from martlet.layers.attention import Pass
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
+from martlet.layers.sight import Sight, Span, pass_of, step_of
 from martlet.models.architecture import FIXED, BlockSpec, CheckpointTensor, Stack, TensorSpec
 from martlet.quantization.kv_form import KVForm
 
@@ -84,6 +88,28 @@ class DecoderOnly:
         layers = range(self._num_layers)
         blocks = (BlockSpec(f"decoder.{index}", prefix.format(index), layer) for index in layers)
         return (BlockSpec(FIXED, "", tuple(fixed)), *blocks)
+
+    def _passes(
+        self,
+        sights: Mapping[str, Sight],
+        hidden: Tensor,
+        cache: DecoderCache | None,
+        lengths: Tensor | None,
+    ) -> dict[str, Pass]:
+        """What the layers of each kind share in this pass, or in this step on the device.
+
+        Shapes:
+            hidden: (batch, num_tokens, hidden_size)
+            lengths: (batch,), None = all tokens are real
+        """
+        if cache is not None and cache.stepping is not None:
+            stepping = cache.stepping
+            return {name: step_of(name, see, stepping, hidden) for name, see in sights.items()}
+        num_tokens = hidden.shape[1]
+        starts, counts, num_keys = self._places(hidden[..., 0], cache, lengths)
+        capacity = num_tokens if cache is None else max(cache.max_tokens, num_tokens)
+        span = Span(starts, counts, num_tokens, num_keys, capacity)
+        return {name: pass_of(see, span, hidden) for name, see in sights.items()}
 
     def _places(
         self, token_ids: Tensor, cache: DecoderCache | None, lengths: Tensor | None

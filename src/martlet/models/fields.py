@@ -42,9 +42,11 @@ class Fields:
     """The fields of a config.json, read by name and type; a bad one is named in the error.
 
     What has been asked for is remembered, so that ``refuse_unknown`` can tell what nobody has.
+    ``where`` is what errors call the group of fields.
     """
 
     config: Mapping[str, Any]
+    where: str = "config.json"
     _asked: set[str] = field(default_factory=set, compare=False)
 
     def has(self, name: str) -> bool:
@@ -65,23 +67,40 @@ class Fields:
         """
         value = self.config[name] if self.has(name) else default
         if value is None:
-            raise ModelFileError(f"config.json lacks the field {name!r}; it is not complete")
+            raise self.missing(name)
         if type(value) is not int or not 0 < value <= limit:
             raise self.bad(name, value, f"an integer from 1 to {limit:,}")
         return value
 
-    def positive(self, name: str, default: float) -> float:
+    def positive(self, name: str, default: float | None = None) -> float:
         """A finite number above zero.
 
         Raises:
-            ModelFileError: the field is something else.
+            ModelFileError: the field is missing and has no default, or is something else.
         """
         value = self.config[name] if self.has(name) else default
+        if value is None:
+            raise self.missing(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.bad(name, value, "a number")
         if not math.isfinite(value) or value <= 0:
             raise self.bad(name, value, "a finite number above 0")
         return float(value)
+
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """So many finite numbers above zero.
+
+        Raises:
+            ModelFileError: the field is missing or something else.
+        """
+        value = self.get(name)
+        if value is None:
+            raise self.missing(name)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.bad(name, value, f"a list of {count} numbers")
+        if any(type(each) not in (int, float) or not 0 < each < math.inf for each in value):
+            raise self.bad(name, value, f"a list of {count} finite numbers above 0")
+        return tuple(float(each) for each in value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false.
@@ -118,7 +137,7 @@ class Fields:
         """Take these fields for known: a family calls it for what cannot change its results."""
         self._asked.update(names)
 
-    def refuse_unknown(self, where: str = "config.json") -> None:
+    def refuse_unknown(self) -> None:
         """Refuse what nobody has asked for: it may stand for something that changes results.
 
         Null, false and empty values ask for nothing. Call it when all has been read.
@@ -130,14 +149,20 @@ class Fields:
             is_nothing = value is None or value is False or value in ({}, [])
             if not is_nothing and name not in self._asked and name not in _HARMLESS:
                 raise ModelFileError(
-                    f"{where} has the field {str(name)[:60]!r} = {_shown(value)}, which is not "
-                    f"known for model_type {str(self.config.get('model_type', '?'))[:40]} and may "
-                    "change what it computes; delete the field if you know that it does not"
+                    f"{self.where} has the field {str(name)[:60]!r} = {_shown(value)}, which is "
+                    "not known for this model_type and may change what it computes; delete the "
+                    "field if you know that it does not"
                 )
+
+    def missing(self, name: str) -> ModelFileError:
+        """The error that a field is not there; to be raised."""
+        return ModelFileError(f"{self.where} lacks the field {name!r}; it is not complete")
 
     def bad(self, name: str, value: object, supported: str) -> ModelFileError:
         """The error that a field has a value other than what is supported; to be raised."""
-        return ModelFileError(f"config.json has {name} = {_shown(value)}; supported is {supported}")
+        return ModelFileError(
+            f"{self.where} has {name} = {_shown(value)}; supported is {supported}"
+        )
 
 
 def _shown(value: object) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import DeviceStep, Heads, Pass, decoder_mask, self_attention
+from martlet.layers.attention import DeviceStep, Heads, Pass, self_attention
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.linear import linear, vector
+from martlet.layers.masks import decoder_mask
 from martlet.layers.norm import layer_norm
 from martlet.models.architecture import (
     BlockSpec,

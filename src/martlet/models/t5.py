@@ -10,15 +10,13 @@ from martlet.layers.attention import (
     DeviceStep,
     Heads,
     Pass,
-    aligned_bias,
-    causal_bias,
     cross_attention,
-    padding_bias,
     self_attention,
 )
 from martlet.layers.decoder_cache import DecoderCache
 from martlet.layers.kv_cache import KVCache, KVShape
 from martlet.layers.linear import gated_linear, linear, linears, vector
+from martlet.layers.masks import aligned_bias, causal_bias, padding_bias
 from martlet.layers.norm import rms_norm
 from martlet.layers.relative_bias import RelativeBuckets, bias_by_distance, relative_bias
 from martlet.models.architecture import (
