@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from martlet.compression.compress_block import Method
 from martlet.compression.compressor import Compressor
 from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.compression.walk import Sample
+from martlet.engine.machine import compute_dtype
 from martlet.models.architecture import FIXED, Architecture
 from martlet.models.config import load_architecture
 
@@ -55,7 +57,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     samples = samples_of(architecture, arguments.samples, arguments.sample_tokens)
     method = Method(arguments.method)
     limits = Limits(arguments.gpu_memory, arguments.ram, arguments.device)
-    place = choose_place(architecture, shape.family, samples, method, limits)
+    dtype_on = partial(compute_dtype, shape.family)
+    place = choose_place(architecture, dtype_on, samples, method, limits)
     source = RandomSource(architecture, "none", torch.float16)
     planned, seconds, errors = [], {}, {}
     started = time.perf_counter()

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import martlet
+from martlet.api.opening import open_model
 from martlet.api.sampling import SamplingOptions
 from martlet.engine.load_options import LoadOptions
-from martlet.engine.loading import ModelFolder, sampling_defaults
+from martlet.engine.loading import sampling_defaults
 from martlet.engine.request import SamplingParams
 
 SAMPLING = [
@@ -220,7 +221,7 @@ def test_bad_defaults_of_a_model_are_its_own_fault(make_model):
 
 def test_the_input_limit_can_come_with_the_model(make_model):
     folder = make_model("eva", generation={"max_input_tokens": 40})
-    assert ModelFolder(folder).max_input_tokens == 40
+    assert open_model(folder).max_input_tokens == 40
     broken = make_model("eva", generation={"max_input_tokens": "many"})
     with pytest.raises(martlet.ModelFileError, match="max_input_tokens"):
         martlet.load(broken, device="cpu")

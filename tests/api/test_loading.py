@@ -5,13 +5,12 @@ import torch
 
 import martlet
 from martlet.api.loading import Card, plan_for_card
+from martlet.api.opening import open_model
 from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.writer import StoreContents, StoreWriter
 from martlet.compression.nearest import quantize_matrix
 from martlet.compression.requantize import in_format
 from martlet.engine.load_options import LoadOptions
-from martlet.engine.loading import ModelFolder
-from martlet.hub.catalogue import resolve
 from martlet.memory.executor import ResidentExecutor
 from martlet.models.config import load_architecture
 from martlet.quantization.formats import INT4, INT8
@@ -36,14 +35,14 @@ class _Dequantized:
             key: weight
             if self._kinds[name][key] == "other"
             else in_format(weight, INT4, key, CPU).dequantize()
-            for key, weight in self._folder.store.block(name).items()
+            for key, weight in self._folder.stored_blocks().block(name).items()
         }
 
 
 def _dequantized(name):
     """The model with float weights that int4 has rounded."""
     model = martlet.load(name, device="cpu", quantize="none")
-    source = _Dequantized(ModelFolder(resolve(name)))
+    source = _Dequantized(open_model(name))
     model.generator.executor = ResidentExecutor(model.plan, source, CPU, torch.float32)
     return model
 
@@ -120,7 +119,7 @@ def test_a_folder_that_holds_groups_is_loaded_as_it_is_or_as_asked(make_model):
 
 
 def test_the_planned_parts_of_a_gpu_are_those_of_the_loaded_format(make_model):
-    folder = ModelFolder(make_model("cpm2", quantize="int4-g32"))
+    folder = open_model(make_model("cpm2", quantize="int4-g32"))
     formats = {}
     for quantize in (None, "int8", "int4-g128"):
         options = LoadOptions(device="cpu", quantize=quantize)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.requantize import in_formats
 from martlet.engine.decode import DecodeLoop
 from martlet.engine.folder_source import FolderSource
+from martlet.engine.loaded_forms import LoadedForms
+from martlet.engine.loaded_weights import LoadedWeights
+from martlet.engine.model_files import StoreFiles
 from martlet.engine.parts import lay_out_parts
 from martlet.engine.request import SamplingParams
 from martlet.engine.sampler import Sampler
@@ -50,21 +52,14 @@ def _by_format(format):
     return pytest.mark.parametrize("format", format, ids=lambda f: f.name if f else "float")
 
 
-def _quantized(architecture, format):
-    formats = {
-        spec.name: {t.name: None if t.kind == "other" else format for t in spec.tensors}
-        for spec in architecture.block_specs()
-    }
-    return lambda name, weights: in_formats(weights, formats[name], CPU)
-
-
 def _on_cpu(folder, format, kv_cache="none"):
     store = open_store(folder)
     architecture = load_architecture(store.config)
     blocks = [BlockSize(name, store.block_nbytes(name)) for name in store.block_names]
     plan = make_plan(blocks, "cpu", Budget(0, 1 << 40), Demand(kv_cache=kv_cache))
-    transform = _quantized(architecture, format)
-    executor = _TiledExecutor(plan, store, CPU, torch.float32, transform)
+    specs = architecture.block_specs()
+    forms = LoadedForms(StoreFiles(store), specs, format and format.name)
+    executor = _TiledExecutor(plan, LoadedWeights(forms, torch.float32), CPU, torch.float32)
     return architecture, executor
 
 
@@ -257,7 +252,7 @@ def _on_gpu(folder, share, format=INT8, kv_cache="none"):
     architecture = load_architecture(store.config)
     parts = _parts(architecture, format)
     device = torch.device("cuda", torch.cuda.current_device())
-    source = FolderSource(store, device, _quantized(architecture, format))
+    source = FolderSource(StoreFiles(store), architecture.block_specs(), device)
     plan = _gpu_plan(parts, share)
     plan = replace(plan, demand=replace(plan.demand, kv_cache=kv_cache))
     return architecture, StreamedExecutor(plan, parts, source, device, torch.float16)

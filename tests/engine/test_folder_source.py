@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.absmax import quantize_rows
-from martlet.compression.groups import quantize_groups
-from martlet.compression.requantize import in_formats
+from martlet.compression.nearest import quantize_matrix
 from martlet.engine import folder_source
 from martlet.engine.folder_source import FolderSource
+from martlet.engine.model_files import StoreFiles
 from martlet.engine.parts import lay_out_parts
+from martlet.errors import ModelFileError
 from martlet.memory.layout import view_part
 from martlet.models.config import load_architecture
-from martlet.quantization.formats import INT8, WeightFormat
+from martlet.quantization.formats import INT4, INT8, WeightFormat
 from martlet.quantization.scheme import GroupedTensor, TiledTensor
 
 CPU = torch.device("cpu")
@@ -30,6 +30,11 @@ def lay_out(store, dtype, format=None):
 
     specs = load_architecture(store.config).block_specs()
     return lay_out_parts(specs, stored if format is None else given, dtype)
+
+
+def source_of(store, device=CPU, progress=None):
+    specs = load_architecture(store.config).block_specs()
+    return FolderSource(StoreFiles(store), specs, device, progress)
 
 
 def filled(source, layout, device=CPU):
@@ -62,10 +67,15 @@ def odd_folder(make_model):
     return make_model("gpt2", quantize="int8", config=ODD, tokenizer=NO_TOKENIZER)
 
 
+@pytest.fixture(scope="module")
+def float_folder(make_model):
+    return make_model("gpt2", config=ODD, tokenizer=NO_TOKENIZER)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_part_holds_the_weights_of_the_folder(tiny_cpm2, dtype):
     store = open_store(tiny_cpm2)
-    source = FolderSource(store, CPU)
+    source = source_of(store)
     num_tiled = 0
     for layout in lay_out(store, dtype).values():
         stored = store.block(layout.block)
@@ -77,7 +87,7 @@ def test_a_part_holds_the_weights_of_the_folder(tiny_cpm2, dtype):
 
 def test_a_float_folder_is_cast_to_the_type_of_the_activations(tiny_cpm1):
     store = open_store(tiny_cpm1)
-    source = FolderSource(store, CPU)
+    source = source_of(store)
     for layout in lay_out(store, torch.bfloat16).values():
         stored = store.block(layout.block)
         for name, weight in filled(source, layout).items():
@@ -88,7 +98,7 @@ def test_a_float_folder_is_cast_to_the_type_of_the_activations(tiny_cpm1):
 def test_a_matrix_that_is_no_whole_number_of_tiles_is_padded(odd_folder):
     store = open_store(odd_folder)
     layout = lay_out(store, torch.float16)["fixed"]
-    table = filled(FolderSource(store, CPU), layout)["transformer.wte.weight"]
+    table = filled(source_of(store), layout)["transformer.wte.weight"]
     stored = store.block("fixed")["transformer.wte.weight"]
     assert_same(table, stored, torch.float16)
     assert table.data.numel() == 112 * 64
@@ -100,71 +110,75 @@ def test_a_matrix_that_is_no_whole_number_of_tiles_is_padded(odd_folder):
 def test_a_large_matrix_is_tiled_piece_by_piece(odd_folder, rows_at_a_time, monkeypatch):
     store = open_store(odd_folder)
     layout = lay_out(store, torch.float16)["fixed"]
-    whole = filled(FolderSource(store, CPU), layout)["transformer.wte.weight"]
-    monkeypatch.setattr(folder_source, "_PIECE_BYTES", rows_at_a_time * 64)
-    pieces = filled(FolderSource(store, CPU), layout)["transformer.wte.weight"]
+    whole = filled(source_of(store), layout)["transformer.wte.weight"]
+    monkeypatch.setattr(folder_source, "_PIECE_ELEMENTS", rows_at_a_time * 40)
+    pieces = filled(source_of(store), layout)["transformer.wte.weight"]
     assert torch.equal(pieces.data, whole.data)
     assert torch.equal(pieces.scale, whole.scale)
 
 
 @pytest.mark.parametrize(
-    "format", [WeightFormat(4, 32), WeightFormat(4, 128, has_zeros=True), WeightFormat(8, 64)]
+    "format",
+    [INT8, WeightFormat(4, 32), WeightFormat(4, 128, has_zeros=True), WeightFormat(8, 64)],
 )
 @pytest.mark.parametrize("rows_at_a_time", [16, 96, 4096])
-def test_weights_with_groups_are_tiled_piece_by_piece(
-    odd_folder, format, rows_at_a_time, monkeypatch
+def test_weights_become_integers_and_tiles_piece_by_piece(
+    float_folder, format, rows_at_a_time, monkeypatch
 ):
-    store = open_store(odd_folder)
-    weights = {}
-
-    def quantized(name, stored):
-        weights[name] = {
-            n: w if isinstance(w, torch.Tensor) else quantize_groups(w.dequantize(), format)
-            for n, w in stored.items()
-        }
-        return weights[name]
-
-    monkeypatch.setattr(folder_source, "_PIECE_BYTES", rows_at_a_time * 64 * 8 // format.bits)
-    source = FolderSource(store, CPU, quantized)
+    monkeypatch.setattr(folder_source, "_PIECE_ELEMENTS", rows_at_a_time * 40)
+    store = open_store(float_folder)
     for layout in lay_out(store, torch.float16, format).values():
-        for name, weight in filled(source, layout).items():
-            assert_same(weight, weights[layout.block][name], torch.float16)
-
-
-def test_float_weights_become_integers_while_they_are_loaded(tiny_cpm1):
-    store = open_store(tiny_cpm1)
-    formats = {
-        spec.name: {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
-        for spec in load_architecture(store.config).block_specs()
-    }
-    source = FolderSource(store, CPU, lambda name, w: in_formats(w, formats[name], CPU))
-    for layout in lay_out(store, torch.float16, INT8).values():
         stored = store.block(layout.block)
-        for name, weight in filled(source, layout).items():
+        for name, weight in filled(source_of(store), layout).items():
             is_matrix = isinstance(weight, TiledTensor)
-            wanted = quantize_rows(stored[name]) if is_matrix else stored[name]
+            wanted = quantize_matrix(stored[name], format) if is_matrix else stored[name]
             assert_same(weight, wanted, torch.float16)
 
 
-def test_a_block_of_two_parts_is_transformed_once(tiny_eva):
-    store = open_store(tiny_eva)
+def test_integers_become_others_by_way_of_floats(odd_folder):
+    store = open_store(odd_folder)
+    for layout in lay_out(store, torch.float16, INT4).values():
+        stored = store.block(layout.block)
+        for name, weight in filled(source_of(store), layout).items():
+            wanted = stored[name]
+            if isinstance(weight, TiledTensor):
+                wanted = quantize_matrix(wanted.dequantize(), INT4)
+            assert_same(weight, wanted, torch.float16)
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_row(float_folder, monkeypatch):
+    monkeypatch.setattr(folder_source, "_PIECE_ELEMENTS", 16 * 40)
+    store = open_store(float_folder)
+    files = StoreFiles(store)
+    table = store.weight("fixed", "transformer.wte.weight").clone()
+    table[37, 3] = torch.inf
+    monkeypatch.setattr(files, "weight", lambda block, name: table)
+    specs = load_architecture(store.config).block_specs()
+    layout = lay_out(store, torch.float16, INT8)["fixed"]
+    with pytest.raises(ModelFileError, match=r"wte\.weight, rows from 32 on: row 5 holds"):
+        filled(FolderSource(files, specs, CPU), layout)
+
+
+def test_progress_counts_the_bytes_of_the_files_once(float_folder):
+    store = open_store(float_folder)
     seen = []
-
-    def note(name, weights):
-        seen.append(name)
-        return weights
-
-    source = FolderSource(store, CPU, note)
-    for layout in lay_out(store, torch.float16).values():
-        filled(source, layout)
-    assert seen == ["fixed", "encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+    source = source_of(store, progress=lambda *state: seen.append(state))
+    layouts = lay_out(store, torch.float16, INT8)
+    for _ in range(2):  # as where memory ran out and a smaller plan begins anew
+        for layout in layouts.values():
+            filled(source, layout)
+    done = [state[0] for state in seen]
+    half = len(done) // 2
+    assert done[:half] == sorted(set(done[:half])) == done[half:]
+    assert {total for _, total, _ in seen} == {done[-1]}
+    assert done[-1] == sum(w.nbytes for b in store.block_names for w in store.block_weights(b))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_tiles_made_on_the_gpu_are_those_made_on_the_cpu(tiny_cpm2, target):
     store = open_store(tiny_cpm2)
-    here, there = FolderSource(store, CPU), FolderSource(store, torch.device("cuda"))
+    here, there = source_of(store), source_of(store, torch.device("cuda"))
     for layout in lay_out(store, torch.float16).values():
         outs = []
         for source, device in ((here, "cpu"), (there, target)):

@@ -3,10 +3,11 @@ import torch
 
 from martlet.checkpoint.store import open_store
 from martlet.engine.loaded_forms import LoadedForms
+from martlet.engine.loaded_weights import LoadedWeights
+from martlet.engine.model_files import StoreFiles
 from martlet.models.config import load_architecture
 from martlet.quantization.formats import parse_format
 
-CPU = torch.device("cpu")
 SMALL = {"vocab_size": 101, "n_embd": 40, "n_layer": 1}
 
 
@@ -20,7 +21,9 @@ def folders(make_model):
 
 def forms_of(folder, quantize):
     store = open_store(folder)
-    return LoadedForms(store, tuple(load_architecture(store.config).block_specs()), quantize)
+    return LoadedForms(
+        StoreFiles(store), tuple(load_architecture(store.config).block_specs()), quantize
+    )
 
 
 def matrix_formats(forms):
@@ -58,10 +61,11 @@ def test_matrices_take_the_format_that_is_asked_for(folders, stored, quantize, l
     forms = forms_of(folders[stored], quantize)
     assert matrix_formats(forms) == {loaded}
     assert forms.has_int4 == loaded.startswith("int4")
-    transform = forms.transform(CPU)
+    assert forms.quantize == (quantize or stored.partition("-")[0])
+    loaded_weights = LoadedWeights(forms, torch.float32)
     for block in forms.specs:
-        weights = forms.store.block(block.name)
-        result = weights if transform is None else transform(block.name, weights)
+        weights = forms.files.store.block(block.name)
+        result = dict(loaded_weights.block(block.name))
         for tensor in block.tensors:
             weight = result[tensor.name]
             format = None if isinstance(weight, torch.Tensor) else weight.format
@@ -81,8 +85,8 @@ def test_matrices_take_the_format_that_is_asked_for(folders, stored, quantize, l
 
 def test_what_the_folder_is_stored_in_is_never_touched(folders):
     for stored, quantize in (("none", "none"), ("int8", "int8"), ("int4-g128", "int4")):
-        assert forms_of(folders[stored], quantize).transform(CPU) is None
-        assert forms_of(folders[stored], None).transform(CPU) is None
+        assert not forms_of(folders[stored], quantize).is_changed
+        assert not forms_of(folders[stored], None).is_changed
 
 
 def test_int4_means_groups_of_32(folders):

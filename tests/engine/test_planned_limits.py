@@ -3,10 +3,10 @@ import torch
 
 import martlet
 from martlet.api.loading import Card, plan_for_card
+from martlet.api.opening import open_model
 from martlet.bench.shapes import find_shape
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.load_options import LoadOptions
-from martlet.engine.loading import ModelFolder
 from martlet.engine.machine import GpuState
 from martlet.engine.planned_limits import (
     AUTO_SLOTS,
@@ -65,16 +65,16 @@ def test_a_slot_has_the_context_that_was_asked_for_up_to_the_models_own(
 
 def test_without_slots_the_plan_is_that_of_one_text(tiny_cpm2):
     demand = martlet.plan(tiny_cpm2, device="cpu").demand
-    architecture = ModelFolder(tiny_cpm2).architecture
-    dtype = ModelFolder(tiny_cpm2).plan(LoadOptions(device="cpu")).dtype
+    architecture = open_model(tiny_cpm2).architecture
+    dtype = open_model(tiny_cpm2).plan(LoadOptions(device="cpu")).dtype
     assert demand.kv_cache_bytes == architecture.cache_bytes(1, 512, 64, dtype)
     assert (demand.num_texts, demand.text_tokens) == (1, 512)
 
 
 def test_the_plan_pays_for_the_caches_of_all_slots(tiny_cpm1, tiny_cpm2):
     for folder, encoder_tokens in ((tiny_cpm1, 0), (tiny_cpm2, 40)):
-        planned = ModelFolder(folder).plan(LoadOptions(device="cpu", slots=7, context=40))
-        architecture = ModelFolder(folder).architecture
+        planned = open_model(folder).plan(LoadOptions(device="cpu", slots=7, context=40))
+        architecture = open_model(folder).architecture
         assert planned.plan.demand.kv_cache_bytes == architecture.cache_bytes(
             7, 40, encoder_tokens, planned.dtype
         )
@@ -89,7 +89,7 @@ def test_an_int8_cache_leaves_room_for_more_texts(make_model):
         form: plan_for_card(folder, _card("1200MiB"), kv_cache=form, **options) for form in KV_FORMS
     }
     demands = {form: plan.demand for form, plan in plans.items()}
-    architecture = ModelFolder(folder).architecture
+    architecture = open_model(folder).architecture
     for form, demand in demands.items():
         assert demand.kv_cache == form == plans[form].to_dict()["kv_cache"]
         assert demand.kv_cache_bytes == architecture.cache_bytes(
@@ -146,7 +146,7 @@ def test_more_slots_never_leave_fewer_bytes_to_stream_on_a_card(make_model):
 
 def test_a_card_that_is_not_here_is_planned_with_exactly_the_slots_asked_for(tiny_cpm2):
     demand = plan_for_card(tiny_cpm2, _card("2GiB"), slots=3, context=100).demand
-    architecture = ModelFolder(tiny_cpm2).architecture
+    architecture = open_model(tiny_cpm2).architecture
     # The encoder's tokens are not rounded up.
     assert demand.kv_cache_bytes == architecture.cache_bytes(3, 100, 64, torch.float16)
     assert demand.context_bytes > 0

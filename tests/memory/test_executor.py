@@ -1,23 +1,22 @@
+from collections.abc import Mapping
+
 import pytest
 import torch
 
 from martlet.checkpoint.store import open_store
-from martlet.compression.requantize import in_formats
 from martlet.errors import CapacityError
 from martlet.memory.capacity import report_out_of_memory
-from martlet.memory.executor import ResidentExecutor, resident_nbytes
+from martlet.memory.executor import ResidentExecutor
 from martlet.memory.plan import BlockSize, Budget, make_plan
-from martlet.models.config import load_architecture
-from martlet.quantization.formats import INT8
 from martlet.quantization.scheme import QuantizedTensor
 
 CPU = torch.device("cpu")
 
 
-def _executor(store, dtype=torch.float32, transform=None):
+def _executor(store, dtype=torch.float32, source=None):
     blocks = [BlockSize(name, store.block_nbytes(name)) for name in store.block_names]
     plan = make_plan(blocks, "cpu", Budget(0, 1 << 40))
-    return ResidentExecutor(plan, store, CPU, dtype, transform)
+    return ResidentExecutor(plan, source or store, CPU, dtype)
 
 
 def test_int8_weights_stay_the_mapped_file(tiny_cpm2):
@@ -47,27 +46,31 @@ def test_blocks_come_in_order_and_again(tiny_cpm2):
         assert [index for index, _ in executor.blocks(phase)] == [0, 1]
 
 
-def test_the_transform_sees_every_block(tiny_cpm1):
+def test_weights_that_are_made_when_asked_for_are_made_once_each(tiny_cpm1):
     store = open_store(tiny_cpm1)
-    formats = {
-        spec.name: {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
-        for spec in load_architecture(store.config).block_specs()
-    }
-    cpu = torch.device("cpu")
-    executor = _executor(
-        store, transform=lambda name, weights: in_formats(weights, formats[name], cpu)
-    )
-    assert isinstance(executor.fixed()["transformer.wte.weight"], QuantizedTensor)
-    assert isinstance(executor.fixed()["transformer.wpe.weight"], torch.Tensor)
-    for _, weights in executor.blocks("decode"):
-        assert isinstance(weights["attn.c_attn.weight"], QuantizedTensor)
+    made = []
 
+    class Lazy(Mapping):
+        def __init__(self, block):
+            self.block = block
 
-def test_the_size_of_a_loaded_weight_is_what_it_takes():
-    weight = torch.zeros(3, 5, dtype=torch.float16)
-    assert resident_nbytes(weight, torch.float32) == weight.float().nbytes
-    quantized = QuantizedTensor(torch.zeros(3, 5, dtype=torch.int8), torch.zeros(3))
-    assert resident_nbytes(quantized, torch.float32) == 27
+        def __getitem__(self, name):
+            made.append((self.block, name))
+            return store.block(self.block)[name]
+
+        def __iter__(self):
+            return iter(store.block(self.block))
+
+        def __len__(self):
+            return len(store.block(self.block))
+
+    class Source:
+        def block(self, name):
+            return Lazy(name)
+
+    executor = _executor(store, source=Source())
+    list(executor.blocks("decode"))
+    assert sorted(made) == sorted((b, n) for b in store.block_names for n in store.block(b))
 
 
 def test_an_allocation_that_fails_is_one_line_with_the_next_step():

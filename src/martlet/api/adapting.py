@@ -112,9 +112,9 @@ def adapt(  # noqa: PLR0913  (the options of one command, all by keyword)
     check_destination(dst.absolute(), overwrite=overwrite)
     check_folder_of(report)
     run = AdaptationRun.open(model, teacher, format, dst, options, Path(data))
-    with WorkFolder(dst, run.teacher.store.family, run.fingerprint(device)) as work:
+    with WorkFolder(dst, run.teacher.files.family, run.fingerprint(device)) as work:
         student = run.compressed(work, limits)
-        weights = {name: student.store.block_weights(name) for name in student.store.block_names}
+        weights = {name: student.files.block_weights(name) for name in student.files.block_names}
         demand = Demand(
             student.architecture, weights, run.samples, options.rows_at_once, options.batch_size
         )
@@ -136,7 +136,7 @@ def _report(
 ) -> AdaptationReport:
     return AdaptationReport(
         path=run.destination,
-        family=run.teacher.store.family,
+        family=run.teacher.files.family,
         kept=result.kept,
         loss_start=result.loss_start,
         loss_blocks=result.loss_blocks,

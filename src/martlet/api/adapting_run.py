@@ -15,19 +15,19 @@ from martlet.api.adapting_place import AdaptationPlace
 from martlet.api.calibrating import form_of
 from martlet.api.compressing import quantize
 from martlet.api.compressing_place import Limits
+from martlet.api.opening import open_model
 from martlet.checkpoint.planned import PlannedBlock
-from martlet.checkpoint.store import Store
-from martlet.checkpoint.writer import StoreContents, StoreWriter
+from martlet.checkpoint.writer import StoreWriter
 from martlet.compression.adaptation import AdaptationResult, adapt_blocks
 from martlet.compression.adaptation_task import AdaptationTask
 from martlet.compression.training_files import TrainingFiles
 from martlet.compression.walk import Sample
 from martlet.compression.work_folder import WorkFolder
-from martlet.engine.loading import ModelFolder
+from martlet.engine.loading import OpenedModel
+from martlet.engine.model_files import contents_like
 from martlet.engine.sample_texts import sample_text
 from martlet.engine.text_file import TextFile, read_text_file
 from martlet.errors import UsageError
-from martlet.hub.catalogue import resolve
 
 __all__ = ["AdaptationRun", "Progress"]
 
@@ -39,8 +39,8 @@ Progress = Callable[[int, int, str], None]
 class AdaptationRun:
     """What is to be done; tells whether work that is there is part of it, and ends it."""
 
-    model: ModelFolder
-    teacher: ModelFolder
+    model: OpenedModel
+    teacher: OpenedModel
     format: str | None
     destination: Path
     options: AdaptationOptions
@@ -58,8 +58,8 @@ class AdaptationRun:
         data: Path,
     ) -> AdaptationRun:
         """Both models and the text, checked."""
-        folder = ModelFolder(resolve(model))
-        is_float = folder.store.quantize == "none"
+        folder = open_model(model)
+        is_float = folder.files.quantize == "none"
         if is_float and format is None:
             raise UsageError(
                 f"{model} has float weights, there is nothing to adapt; give --format to round "
@@ -67,10 +67,10 @@ class AdaptationRun:
             )
         if not is_float and (format is not None or teacher is None):
             raise UsageError(
-                f"{model} has {folder.store.quantize} weights; give the float model that it was "
+                f"{model} has {folder.files.quantize} weights; give the float model that it was "
                 "made of as --teacher, and no --format"
             )
-        floats = folder if teacher is None else ModelFolder(resolve(teacher))
+        floats = folder if teacher is None else open_model(teacher)
         _check_pair(folder, floats)
         text = read_text_file(data, "the training text")
         return cls(
@@ -81,8 +81,8 @@ class AdaptationRun:
         """All that decides about the result."""
         return {
             "version": __version__,
-            "model": _digests(self.model.store),
-            "teacher": _digests(self.teacher.store),
+            "model": self.model.files.fingerprint(),
+            "teacher": self.teacher.files.fingerprint(),
             "format": self.format,
             "text": self.text.sha256,
             "options": asdict(self.options),
@@ -90,14 +90,14 @@ class AdaptationRun:
             "torch": torch.__version__,
         }
 
-    def compressed(self, work: WorkFolder, limits: Limits) -> ModelFolder:
+    def compressed(self, work: WorkFolder, limits: Limits) -> OpenedModel:
         """The model to adapt; a float one is rounded first."""
         if self.format is None:
             return self.model
         rounded = work.path / "rounded"
         if not rounded.is_dir():
             quantize(
-                self.model.store.folder,
+                self.model.files.location,
                 rounded,
                 method="nearest",
                 format=self.format,
@@ -105,11 +105,11 @@ class AdaptationRun:
                 ram=limits.ram,
                 device=limits.device,
             )
-        return ModelFolder(rounded)
+        return open_model(rounded)
 
     def train(
         self,
-        student: ModelFolder,
+        student: OpenedModel,
         place: AdaptationPlace,
         work: WorkFolder,
         progress: Progress | None,
@@ -118,14 +118,14 @@ class AdaptationRun:
         settings = self.options.settings(len(self.samples), place.max_trained_bytes)
 
         def release() -> None:
-            self.teacher.store.forget()
-            student.store.forget()
+            self.teacher.files.forget()
+            student.files.forget()
 
         with place.held() as placement:
             task = AdaptationTask(
                 student.architecture,
-                student.store,
-                self.teacher.store,
+                student.stored_blocks(),
+                self.teacher.stored_blocks(),
                 self.samples,
                 placement,
                 settings,
@@ -135,15 +135,15 @@ class AdaptationRun:
             )
             return adapt_blocks(task, progress or (lambda done, total, what: None))
 
-    def write(self, student: ModelFolder, result: AdaptationResult, overwrite: bool) -> int:
+    def write(self, student: OpenedModel, result: AdaptationResult, overwrite: bool) -> int:
         """The destination, in the formats of the student; bytes of its weights."""
-        store = student.store
+        files = student.files
         blocks = tuple(
-            PlannedBlock(spec.name, spec.prefix, store.block_weights(spec.name))
+            PlannedBlock(spec.name, spec.prefix, files.block_weights(spec.name))
             for spec in student.architecture.block_specs()
         )
-        account = {**store.manifest.compression, "adaptation": self._facts(result)}
-        contents = StoreContents.like(store, blocks, account)
+        account = {**files.compression, "adaptation": self._facts(result)}
+        contents = contents_like(files, blocks, account)
         with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
             for block in blocks:
                 writer.write_block(block, result.block(block.name))
@@ -165,26 +165,22 @@ class AdaptationRun:
         }
 
 
-def _digests(store: Store) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in store.manifest.files.items()}
-
-
-def _check_pair(model: ModelFolder, teacher: ModelFolder) -> None:
-    if teacher.store.quantize != "none":
+def _check_pair(model: OpenedModel, teacher: OpenedModel) -> None:
+    if teacher.files.quantize != "none":
         raise UsageError(
-            f"{teacher.store.folder} has {teacher.store.quantize} weights; the teacher must be a "
+            f"{teacher.files.location} has {teacher.files.quantize} weights; the teacher must be a "
             "float model"
         )
     own, theirs = model.architecture.block_specs(), teacher.architecture.block_specs()
-    if own != theirs or model.store.family != teacher.store.family:
+    if own != theirs or model.files.family != teacher.files.family:
         raise UsageError(
-            f"{model.store.folder} ({model.store.family}, {len(own)} blocks) and "
-            f"{teacher.store.folder} ({teacher.store.family}, {len(theirs)} blocks) have not the "
+            f"{model.files.location} ({model.files.family}, {len(own)} blocks) and "
+            f"{teacher.files.location} ({teacher.files.family}, {len(theirs)} blocks) have not the "
             "same tensors; the teacher must be the float model that the other was made of"
         )
 
 
-def _samples(folder: ModelFolder, text: TextFile, options: AdaptationOptions) -> tuple[Sample, ...]:
+def _samples(folder: OpenedModel, text: TextFile, options: AdaptationOptions) -> tuple[Sample, ...]:
     samples = sample_text(
         form_of(folder),
         text.text,

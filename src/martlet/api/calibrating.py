@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from martlet.checkpoint.manifest import TokenizerEntry
 from martlet.compression.walk import Sample
-from martlet.engine.loading import ModelFolder
+from martlet.engine.loading import OpenedModel
 from martlet.engine.sample_texts import SampleForm, sample_text
 from martlet.engine.text_file import TextFile, read_text_file
 from martlet.errors import UsageError, VocabularyError
-from martlet.tokenizers.load import check_vocabulary, load_tokenizer
 
 __all__ = ["Calibration", "form_of", "read_calibration"]
 
@@ -45,25 +43,22 @@ class Calibration:
         return sum(len(s.decoder_ids) + len(s.encoder_ids) for s in self.samples)
 
 
-def form_of(folder: ModelFolder) -> SampleForm:
+def form_of(folder: OpenedModel) -> SampleForm:
     """The form in which a model reads samples of a text.
 
     Raises:
         VocabularyError: the folder has no tokenizer, or one of another model.
     """
-    entry = _tokenizer_entry(folder)
-    tokenizer = load_tokenizer(entry.kind, folder.store.folder, entry.files)
-    check_vocabulary(tokenizer, folder.architecture.vocab_size)
     return SampleForm(
-        folder.store.family,
-        tokenizer,
+        folder.files.family,
+        folder.tokenizer(),
         folder.architecture.max_positions,
         folder.max_input_tokens,
     )
 
 
 def read_calibration(
-    folder: ModelFolder,
+    folder: OpenedModel,
     file: str | Path | None,
     num_samples: int,
     sample_tokens: int,
@@ -81,7 +76,11 @@ def read_calibration(
     ):
         if type(value) is not int or not least <= value <= most:
             raise UsageError(f"{name} is {value!r:.40}; it must be from {least} to {most:,}")
-    _tokenizer_entry(folder)  # the new folder has to have one too
+    if folder.files.tokenizer_files is None:  # the new folder has to have one too
+        raise VocabularyError(
+            f"{folder.files.location} has no tokenizer; put its files there, or convert the model "
+            "again with --tokenizer"
+        )
     if file is None:
         return Calibration(None, (), num_samples, sample_tokens, seed)
     form = form_of(folder)
@@ -90,12 +89,3 @@ def read_calibration(
         form, text.text, num_samples=num_samples, sample_tokens=sample_tokens, seed=seed
     )
     return Calibration(text, pieces, num_samples, sample_tokens, seed)
-
-
-def _tokenizer_entry(folder: ModelFolder) -> TokenizerEntry:
-    entry = folder.store.tokenizer
-    if entry is None:
-        raise VocabularyError(
-            f"{folder.store.folder} has no tokenizer; convert the model again with --tokenizer"
-        )
-    return entry

@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from martlet.api.loading import load
 from martlet.api.model import Model
+from martlet.api.opening import open_model
 from martlet.checkpoint.planned import PlannedWeight
 from martlet.compression.divergence import Divergence, Reference
 from martlet.compression.perplexity import TextScore
 from martlet.compression.recipe import bits_per_weight
-from martlet.engine.loaded_forms import LoadedForms
-from martlet.engine.loading import ModelFolder
 from martlet.errors import UsageError
-from martlet.hub.catalogue import resolve
 
 __all__ = ["FormatScore", "Variant", "compare_formats"]
 
@@ -168,16 +165,14 @@ def _steps(
 
 def _planned_weights(variant: Variant) -> list[PlannedWeight]:
     """Every weight in the form in which the variant is computed."""
-    folder = ModelFolder(resolve(variant.model))
-    specs = tuple(folder.architecture.block_specs())
-    forms = LoadedForms(folder.store, specs, variant.quantize)
+    forms = open_model(variant.model).forms(variant.quantize)
     planned = []
-    for block in specs:
-        stored = folder.store.block(block.name)
+    for block in forms.specs:
+        stored = {weight.name: weight for weight in forms.files.block_weights(block.name)}
         for tensor in block.tensors:
-            weight = stored[tensor.name]
+            weight = stored[block.prefix + tensor.name]
             # Integers that become floats do so in float32, in which they are multiplied out.
-            dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
+            dtype = weight.form if isinstance(weight.form, torch.dtype) else torch.float32
             form = forms.format_of(block, tensor) or dtype
             planned.append(PlannedWeight(block.prefix + tensor.name, tensor.shape, form))
     return planned

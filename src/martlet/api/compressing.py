@@ -14,18 +14,19 @@ import torch
 from martlet import __version__
 from martlet.api.calibrating import Calibration, read_calibration
 from martlet.api.compressing_place import Limits, Place, choose_place
+from martlet.api.opening import open_model
 from martlet.api.report_file import check_folder_of, write_report
 from martlet.checkpoint.planned import PlannedBlock
-from martlet.checkpoint.writer import StoreContents, StoreWriter, check_destination
+from martlet.checkpoint.writer import StoreWriter, check_destination
 from martlet.compression.compress_block import LayerReport, Method
 from martlet.compression.compressor import CompressedBlock, Compressor, Placement
 from martlet.compression.error_plot import check_plot, draw_errors
 from martlet.compression.recipe import Recipe, bits_per_weight
 from martlet.compression.work_folder import WorkFolder
 from martlet.device.probe import peak_rss_bytes
-from martlet.engine.loading import ModelFolder
+from martlet.engine.loading import OpenedModel
+from martlet.engine.model_files import contents_like
 from martlet.errors import UsageError
-from martlet.hub.catalogue import resolve
 from martlet.models.architecture import BlockSpec
 
 __all__ = ["CompressionReport", "quantize"]
@@ -134,11 +135,11 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
         check_plot(Path(plot))
     folder = _float_folder(src)
     text = read_calibration(folder, calibration, samples, sample_tokens, seed)
-    place = choose_place(folder.architecture, folder.store.family, text.samples, chosen, limits)
+    place = choose_place(folder.architecture, folder.compute_dtype, text.samples, chosen, limits)
     run = _Run(folder, dst, recipe, chosen, text, place)
     with place.held() as placement:
         compressor = run.compressor(placement)
-        with WorkFolder(dst, folder.store.family, run.fingerprint()) as work:
+        with WorkFolder(dst, folder.files.family, run.fingerprint()) as work:
             done = _Done(work, progress)
             done.run(compressor)
             nbytes = run.assemble(work, done, overwrite)
@@ -154,7 +155,7 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
 class _Run:
     """What is to be done; tells whether work that is there is part of it, and ends it."""
 
-    folder: ModelFolder
+    folder: OpenedModel
     destination: Path
     recipe: Recipe
     method: Method
@@ -163,10 +164,9 @@ class _Run:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides about a single bit of the result."""
-        files = self.folder.store.manifest.files
         return {
             "version": __version__,
-            "source": {name: entry.sha256 for name, entry in files.items()},
+            "source": self.folder.files.fingerprint(),
             "recipe": self.recipe.to_json(),
             "method": asdict(self.method),
             "calibration": self.calibration.facts(),
@@ -178,12 +178,12 @@ class _Run:
         """What does the work."""
         return Compressor(
             self.folder.architecture,
-            self.folder.store,
+            self.folder.stored_blocks(),
             self.recipe,
             self.method,
             self.calibration.samples,
             placement,
-            self.folder.store.forget,
+            self.folder.files.forget,
         )
 
     def assemble(self, work: WorkFolder, done: _Done, overwrite: bool) -> int:
@@ -195,7 +195,7 @@ class _Run:
             "calibration": self.calibration.facts(),
             "martlet": __version__,
         }
-        contents = StoreContents.like(self.folder.store, blocks, account)
+        contents = contents_like(self.folder.files, blocks, account)
         with StoreWriter(self.destination, contents, overwrite=overwrite) as writer:
             for block in blocks:
                 writer.write_block(block, work.weights(block.name))
@@ -205,7 +205,7 @@ class _Run:
         """What was done."""
         return CompressionReport(
             path=self.destination,
-            family=self.folder.store.family,
+            family=self.folder.files.family,
             method=self.method.name,
             recipe=self.recipe.to_json(),
             bits_per_weight=done.bits_per_weight(),
@@ -284,11 +284,11 @@ def _line(block: CompressedBlock, is_resumed: bool) -> str:
     )
 
 
-def _float_folder(src: str | Path) -> ModelFolder:
-    folder = ModelFolder(resolve(src))
-    if folder.store.quantize != "none":
+def _float_folder(src: str | Path) -> OpenedModel:
+    folder = open_model(src)
+    if folder.files.quantize != "none":
         raise UsageError(
-            f"{src} holds {folder.store.quantize} weights already; compression starts from float "
+            f"{src} holds {folder.files.quantize} weights already; compression starts from float "
             "weights, so convert the original checkpoint with martlet convert SRC DST"
         )
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from martlet.compression.walk import Sample
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import peak_rss_bytes, probe_ram
 from martlet.device.size import format_bytes, parse_bytes
-from martlet.engine.machine import GpuState, capped, compute_dtype, first_gpu, probe_gpu_state
+from martlet.engine.machine import GpuState, capped, first_gpu, probe_gpu_state
 from martlet.errors import CapacityError, UsageError
 from martlet.models.architecture import Architecture
 
@@ -103,12 +103,14 @@ class Limits:
 
 def choose_place(
     architecture: Architecture,
-    family: str,
+    dtype_on: Callable[[tuple[int, int] | None], torch.dtype],
     samples: Sequence[Sample],
     method: Method,
     limits: Limits,
 ) -> Place:
     """The first of GPU and processor that ``limits`` allow and that has the memory.
+
+    ``dtype_on`` is the type of activations on a card of a capability, on a processor for None.
 
     Raises:
         CapacityError: none has; names what is needed and what may be used.
@@ -118,7 +120,7 @@ def choose_place(
     if gpu is not None:
         card = torch.device("cuda", gpu.index)
         state = probe_gpu_state(card)
-        dtype = compute_dtype(family, state.capability)
+        dtype = dtype_on(state.capability)
         needed = footprint(architecture, samples, method, card, dtype)
         try:
             allowed = _allowed_on_card(needed, state, limits)
@@ -126,7 +128,7 @@ def choose_place(
         except CapacityError:
             if limits.device == "cuda":
                 raise
-    cpu, dtype = torch.device("cpu"), compute_dtype(family, None)
+    cpu, dtype = torch.device("cpu"), dtype_on(None)
     needed = footprint(architecture, samples, method, cpu, dtype)
     _require_ram(needed.device_bytes + needed.host_bytes, limits)
     return Place(cpu, dtype)

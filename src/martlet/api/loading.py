@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from martlet.api.model import Model
+from martlet.api.opening import open_model
 from martlet.device.bandwidth import parse_flops, parse_rate
 from martlet.device.probe import Gpu
 from martlet.device.size import parse_bytes
 from martlet.engine.load_options import LoadOptions
-from martlet.engine.loading import ModelFolder
-from martlet.hub.catalogue import resolve
+from martlet.engine.loaded_weights import LoadProgress
 from martlet.memory.plan import Bandwidth, Plan
 from martlet.quantization.kv_form import KVForm
 
@@ -51,11 +51,13 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     slots: int | Literal["auto"] | None = None,
     context: int | None = None,
     kv_cache: KVForm = "none",
+    progress: LoadProgress | None = None,
 ) -> Model:
     """The model of that name or in that folder, ready to use.
 
     Args:
-        model: a bundled name, the path of a model folder, or a name in the models directory.
+        model: a bundled name, the path of a model folder (ours, or one as the Hugging Face hub has
+            it), or a name in the models directory.
         gpu_memory: at most so much memory of the GPU, as in "6GiB"; None = what is free.
         ram: at most so much main memory; None = what is available.
         quantize: the form of the weights: "int4" (groups of 32), "int8", "none" for floats, or a
@@ -63,7 +65,8 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
             embeddings take it while they are loaded, block by block, on the GPU where it computes;
             integers that are stored in another format are requantised, which costs a little more
             quality than floats rounded once, and no calibration takes part as it does in
-            ``martlet quantize``. None, or what the folder says that it holds, changes nothing.
+            ``martlet quantize``. None is "int8" for floats as the hub has them; a model folder of
+            ours, and integers, stay as they are, as they do with what they are called.
         device: "cuda", "cpu", or "auto": the GPU where the model fits, else the CPU.
         num_threads: threads of the CPU for this model; None = torch's choice for reading a prompt,
             and for single tokens of a small model one.
@@ -75,6 +78,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
         kv_cache: "int8" keeps the keys and values of attention as integers with a scale for each
             vector of a head, in about half the bytes of float16; "none" in the type of the
             activations.
+        progress: called with (bytes read, bytes in all, name of the tensor) after each tensor.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -83,13 +87,13 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
         UsageError: an argument is not valid.
     """
     options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context, kv_cache)
-    folder = ModelFolder(resolve(model))
-    planned = folder.plan(options)
+    opened = open_model(model)
+    planned = opened.plan(options)
     name = Path(model).name or str(model)
-    task_model = folder.load(name, planned)
-    quantize = folder.store.quantize if quantize is None else quantize
+    task_model = opened.load(name, planned, progress)
+    quantize = planned.forms.quantize
     quantized = None if quantize == "none" else quantize
-    return Model(task_model, planned.plan, planned.limits, folder.store.generation, quantized)
+    return Model(task_model, planned.plan, planned.limits, opened.files.generation, quantized)
 
 
 def plan(  # noqa: PLR0913  (the arguments of load)
@@ -110,7 +114,7 @@ def plan(  # noqa: PLR0913  (the arguments of load)
         ModelNotFoundError, ModelFileError, CapacityError, UsageError: as ``load``.
     """
     options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context, kv_cache)
-    return ModelFolder(resolve(model)).plan(options).plan
+    return open_model(model).plan(options).plan
 
 
 def plan_for_card(  # noqa: PLR0913  (the arguments of load)
@@ -145,4 +149,4 @@ def plan_for_card(  # noqa: PLR0913  (the arguments of load)
         context=context,
         kv_cache=kv_cache,
     )
-    return ModelFolder(resolve(model)).plan_for_card(gpu, bandwidth, options)
+    return open_model(model).plan_for_card(gpu, bandwidth, options)

@@ -31,7 +31,7 @@ from martlet.checkpoint.manifest import (
 )
 from martlet.checkpoint.planned import PlannedBlock, PlannedTensor, PlannedWeight, stored_tensors
 from martlet.checkpoint.staging import disk_errors, require_space, staged_folder, sync_path
-from martlet.checkpoint.store import GENERATION_NAME, Store
+from martlet.checkpoint.store import GENERATION_NAME
 from martlet.errors import UsageError
 from martlet.quantization.scheme import StoredWeight, weight_nbytes
 
@@ -56,22 +56,6 @@ class StoreContents:
     generation: Mapping[str, Any] = field(default_factory=dict)
     max_file_bytes: int = MAX_FILE_BYTES
     compression: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def like(
-        cls, store: Store, blocks: tuple[PlannedBlock, ...], compression: Mapping[str, Any]
-    ) -> StoreContents:
-        """The same model with its weights in other forms; the store has a tokenizer."""
-        tokenizer = store.tokenizer
-        assert tokenizer is not None
-        return cls(
-            blocks=blocks,
-            config=store.config,
-            family=store.family,
-            tokenizer=(tokenizer.kind, {name: store.folder / name for name in tokenizer.files}),
-            generation=store.generation,
-            compression=compression,
-        )
 
     @property
     def weights(self) -> tuple[PlannedWeight, ...]:

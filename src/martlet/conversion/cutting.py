@@ -39,7 +39,7 @@ def cut(place: CheckpointTensor, weight: Tensor | GroupedTensor) -> Tensor | Gro
             return weight[first : first + count]
         return weight.rows(first, first + count)
     if isinstance(weight, Tensor):
-        groups = weight.unflatten(0, (num_rows // period, period))
+        groups = weight.view(num_rows // period, period, *weight.shape[1:])
         return groups[:, first : first + count].flatten(0, 1)
     return weight.picked(torch.arange(num_rows).view(-1, period)[:, first : first + count].ravel())
 

@@ -12,10 +12,10 @@ from martlet.conversion.bminf import BMInfSource
 from martlet.conversion.huggingface import HuggingFaceSource, find_weights
 from martlet.conversion.megatron import MegatronSource, find_shards
 from martlet.conversion.own_store import StoreSource
-from martlet.conversion.source import Source
+from martlet.conversion.source import DirectSource, Source
 from martlet.errors import ModelFileError, ModelNotFoundError
 
-__all__ = ["open_source"]
+__all__ = ["open_direct", "open_source"]
 
 _SINGLE_FILES = ("merge.pt", "checkpoint.pt")
 
@@ -53,6 +53,25 @@ def open_source(
         f"latest_checkpointed_iteration.txt or mp_rank_00_model_states.pt or "
         f"mp_rank_00/model_optim_rng.pt (Megatron, DeepSpeed), {' or '.join(_SINGLE_FILES)}"
     )
+
+
+def open_direct(path: Path) -> DirectSource | None:
+    """The checkpoint at a path where a model can be run from it as it is; None if nothing is there.
+
+    Raises:
+        ModelFileError: a kind of checkpoint that must be converted first, or files that are not
+            sound.
+    """
+    weights = find_weights(path)
+    if weights is None or not (path / "config.json").is_file():
+        return None
+    if ".safetensors" not in weights.name:
+        raise ModelFileError(
+            f"{path}: {weights.name} is a pickle, which may run any code and is never loaded as a "
+            f"model; make a model folder of it with martlet convert {path} DST, or take a "
+            "checkpoint with safetensors"
+        )
+    return HuggingFaceSource(path)
 
 
 def _open_file(path: Path, tokenizer: Path | None, num_heads: int | None) -> Source:

@@ -93,6 +93,23 @@ class SourceFiles:
         """Give back the memory of all pages touched so far."""
         self.source.forget()
 
+    @property
+    def compression(self) -> Mapping[str, Any]:
+        """As far as the source tells."""
+        return self.source.compression
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Sizes and times of all files: reading them for digests would take minutes."""
+        paths = sorted(self.location.iterdir()) if self.location.is_dir() else [self.location]
+        states = ((path.name, path.stat()) for path in paths if path.is_file())
+        return {name: [state.st_size, state.st_mtime_ns] for name, state in states}
+
+    @property
+    def tokenizer_files(self) -> tuple[str, Mapping[str, Path]] | None:
+        """The files beside the checkpoint."""
+        tokenizer = self.source.tokenizer
+        return None if tokenizer is None else (tokenizer.kind, tokenizer.files)
+
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer beside the checkpoint.
 
@@ -108,13 +125,14 @@ class SourceFiles:
 
     def chat_template(self) -> str | None:
         """The template among the files of the tokenizer."""
-        return read_chat_template(self._tokenizer_files())
+        return read_chat_template(self._tokenizer_paths)
 
     def special_tokens(self) -> Mapping[str, str]:
         """The special tokens that the files of the tokenizer name."""
-        return read_special_tokens(self._tokenizer_files())
+        return read_special_tokens(self._tokenizer_paths)
 
-    def _tokenizer_files(self) -> Mapping[str, Path]:
+    @property
+    def _tokenizer_paths(self) -> Mapping[str, Path]:
         return self.source.tokenizer.files if self.source.tokenizer else {}
 
     def _planned(self, block: BlockSpec) -> tuple[PlannedWeight, ...]:

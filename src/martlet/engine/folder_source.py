@@ -1,15 +1,18 @@
-"""Parts from a model folder, turned into tiles on their way."""
+"""Parts from a model's files: pieces of a tensor become integers and tiles on their way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from martlet.checkpoint.store import Store
-from martlet.memory.executor import BlockTransform
+from martlet.compression.requantize import in_format
+from martlet.engine.loaded_weights import LoadProgress, ReadCounter
+from martlet.engine.model_files import ModelFiles
 from martlet.memory.layout import PartLayout, view_entry
+from martlet.models.architecture import BlockSpec
+from martlet.quantization.formats import WeightFormat
 from martlet.quantization.packing import TILE_ROWS, padded_shape
 from martlet.quantization.scheme import (
     GroupedTensor,
@@ -21,52 +24,62 @@ from martlet.quantization.scheme import (
 
 __all__ = ["FolderSource"]
 
-# Of a matrix that is on the GPU at a time to be tiled. Integers of 4 bits are spread to bytes there
-# and moved about as such, so their pieces are smaller.
-_PIECE_BYTES = 16 << 20
+# Weights of a matrix that are on the GPU at a time, there to be quantised and tiled. Integers of 4
+# bits are spread to bytes and moved about as such.
+_PIECE_ELEMENTS = 8 << 20
 
 
 class FolderSource:
-    """Fills parts from a folder; ``transform`` sees each block first, for quantising at load.
+    """Fills parts from a model's files; matrices take the format that their part has for them.
 
-    Matrices are tiled on ``device`` a few rows at a time, also where the part stays in main memory:
-    that is many times faster than on a processor.
+    They are quantised and tiled on ``device`` a few rows at a time, also where the part stays in
+    main memory: that is many times faster than on a processor, and neither side ever holds a tensor
+    twice. Pages of the files are given back after each tensor.
     """
 
     def __init__(
-        self, store: Store, device: torch.device, transform: BlockTransform | None = None
+        self,
+        files: ModelFiles,
+        specs: tuple[BlockSpec, ...],
+        device: torch.device,
+        progress: LoadProgress | None = None,
     ) -> None:
-        self._store = store
+        self._files = files
+        self._prefixes = {spec.name: spec.prefix for spec in specs}
         self._device = device
-        self._transform = transform
-        self._block: tuple[str, Mapping[str, StoredWeight]] = ("", {})
+        self._counter = ReadCounter(files, progress)
 
     def fill(self, layout: PartLayout, out: Tensor) -> None:
         """Write a whole part.
 
         Shapes:
             out: (layout.nbytes,) uint8, in main memory or on the GPU
-        """
-        weights = self._weights(layout.block)
-        for entry in layout.entries:
-            target, weight = view_entry(entry, out), weights[entry.name]
-            if isinstance(target, TiledTensor):
-                assert isinstance(weight, QuantizedTensor | GroupedTensor)
-                self._fill_tiles(weight, target)
-            else:
-                assert isinstance(weight, Tensor)
-                assert isinstance(target, Tensor)
-                target.copy_(weight)
 
-    def _fill_tiles(self, weight: QuantizedTensor | GroupedTensor, target: TiledTensor) -> None:
-        assert weight.format == target.format, (weight.format, target.format)
-        num_rows, num_columns = weight.shape
-        rows, columns = padded_shape(num_rows, num_columns, target.format.bits)
-        piece_rows = _PIECE_BYTES * target.format.bits // (8 * columns)
-        step = max(TILE_ROWS, piece_rows // TILE_ROWS * TILE_ROWS)
-        for start in range(0, num_rows, step):
-            piece = tiled(weight.rows(start, start + step).to(self._device))
-            here = slice(start, start + piece.scale.numel())
+        Raises:
+            ModelFileError: a weight is infinite or not a number.
+        """
+        for entry in layout.entries:
+            name = self._prefixes[layout.block] + entry.name
+            stored = self._files.weight(layout.block, entry.name)
+            target = view_entry(entry, out)
+            if isinstance(target, TiledTensor):
+                self._fill_tiles(stored, target, name)
+            else:
+                assert isinstance(target, Tensor)
+                for rows, piece in self._pieces(stored, None, name):
+                    assert isinstance(piece, Tensor)
+                    target[rows].copy_(piece)
+            del stored
+            self._files.forget()
+            self._counter.count(name)
+
+    def _fill_tiles(self, stored: StoredWeight, target: TiledTensor, name: str) -> None:
+        num_rows, num_columns = target.shape
+        rows, _ = padded_shape(num_rows, num_columns, target.format.bits)
+        for here, weight in self._pieces(stored, target.format, name):
+            assert isinstance(weight, QuantizedTensor | GroupedTensor)
+            piece = tiled(weight)
+            here = slice(here.start, here.start + piece.scale.numel())
             target.scale[here].copy_(piece.scale)
             # A row of tiles and its share of the table are whole runs of bytes.
             target.data.view(rows, -1)[here].copy_(piece.data.view(piece.scale.numel(), -1))
@@ -74,10 +87,15 @@ class FolderSource:
                 groups = piece.groups.view(piece.scale.numel(), -1)
                 target.groups.view(rows, -1)[here].copy_(groups)
 
-    def _weights(self, block: str) -> Mapping[str, StoredWeight]:
-        if self._block[0] != block:
-            weights: Mapping[str, StoredWeight] = self._store.block(block)
-            if self._transform is not None:
-                weights = self._transform(block, weights)
-            self._block = (block, weights)
-        return self._block[1]
+    def _pieces(
+        self, stored: StoredWeight, format: WeightFormat | None, name: str
+    ) -> Iterator[tuple[slice, StoredWeight]]:
+        """Whole rows of tiles, one piece at a time, on the device and in the format."""
+        num_rows = stored.shape[0] if stored.shape else 1
+        columns = max(1, stored.shape.numel() // max(1, num_rows))
+        step = max(TILE_ROWS, _PIECE_ELEMENTS // columns // TILE_ROWS * TILE_ROWS)
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            rows = stored[start:stop] if isinstance(stored, Tensor) else stored.rows(start, stop)
+            where = name if start == 0 else f"{name}, rows from {start:,} on"
+            yield slice(start, stop), in_format(rows.to(self._device), format, where, self._device)

@@ -1,4 +1,4 @@
-"""From a model folder to a plan, and from a plan to a model that runs."""
+"""From a model's files to a plan, and from a plan to a model that runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from martlet.checkpoint.store import Store, open_store
+from martlet.checkpoint.planned import PlannedWeight
 from martlet.device.probe import Gpu, probe_ram
 from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loaded_forms import LoadedForms
+from martlet.engine.loaded_weights import LoadedWeights, LoadProgress, StoredBlocks
 from martlet.engine.machine import (
     ASSUMED_CONTEXT_BYTES,
     GpuState,
@@ -26,11 +26,13 @@ from martlet.engine.machine import (
     measured_bandwidth,
     probe_gpu_state,
 )
+from martlet.engine.model_files import ModelFiles
 from martlet.engine.parts import lay_out_parts, work_of
 from martlet.engine.planned_limits import TextDemands, limits_to_try, plan_for_texts
+from martlet.engine.task_files import chat_template_of, end_ids_of
 from martlet.engine.tasks import DEFAULT_MAX_INPUT_TOKENS, TaskModel
 from martlet.errors import CapacityError, ModelFileError, VocabularyError
-from martlet.memory.executor import Executor, ResidentExecutor
+from martlet.memory.executor import BlockSource, Executor, ResidentExecutor
 from martlet.memory.layout import PartLayout
 from martlet.memory.plan import (
     Bandwidth,
@@ -44,10 +46,12 @@ from martlet.memory.plan import (
 from martlet.memory.streamed import load_streamed
 from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
 from martlet.models.config import load_architecture
-from martlet.quantization.scheme import StoredWeight
-from martlet.tokenizers.load import check_vocabulary, load_tokenizer
+from martlet.models.family import TASKS_OF_FAMILY
+from martlet.quantization.formats import WeightFormat
+from martlet.tokenizers.load import check_vocabulary
+from martlet.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["ModelFolder", "PlannedLoad"]
+__all__ = ["OpenedModel", "PlannedLoad"]
 
 _PREDICTED_TOKENS = 256  # of the prompt for which the time to the first token is predicted
 
@@ -68,17 +72,16 @@ class PlannedLoad:
     parts: Mapping[str, PartLayout] | None = None
 
 
-class ModelFolder:
-    """An opened model folder whose files fit each other; no weight has been read.
+class OpenedModel:
+    """A model whose files fit each other; no weight has been read.
 
     Raises:
-        ModelNotFoundError: not a model folder.
-        ModelFileError: a file is damaged, or the weights are not those of the architecture.
+        ModelFileError: the weights are not those of the architecture, or the family is not known.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.store: Store = open_store(path)
-        self.architecture: Architecture = load_architecture(self.store.config)
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self.architecture: Architecture = load_architecture(files.config)
         self._weights_fit()
 
     @property
@@ -87,15 +90,15 @@ class ModelFolder:
 
         None where nothing does, as for T5.
         """
-        family = self.store.family
-        given = self.store.generation.get("max_input_tokens")
+        family = self.files.family
+        given = self.files.generation.get("max_input_tokens")
         if given is None and family == "cpm2":
-            given = self.store.config.get("n_positions")
+            given = self.files.config.get("n_positions")
         if given is None:
             return DEFAULT_MAX_INPUT_TOKENS.get(family)
         if type(given) is not int or not 8 <= given <= 1 << 20:
             raise ModelFileError(
-                f"{self.store.folder}: the input limit is {given!r:.40} tokens; "
+                f"{self.files.location}: the input limit is {given!r:.40} tokens; "
                 "max_input_tokens of generation_config.json must be from 8 to 1048576"
             )
         return given
@@ -103,17 +106,28 @@ class ModelFolder:
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
         """Ids that generation_config.json forbids in any text (Hugging Face's name)."""
-        given = self.store.generation.get("suppress_tokens") or []
+        given = self.files.generation.get("suppress_tokens") or []
         vocab_size = self.architecture.vocab_size
         sound = isinstance(given, list) and all(
             type(token_id) is int and 0 <= token_id < vocab_size for token_id in given
         )
         if not sound:
             raise ModelFileError(
-                f"{self.store.folder}: suppress_tokens of generation_config.json is {given!r:.60}; "
-                f"it must be a list of ids from 0 to {vocab_size - 1}"
+                f"{self.files.location}: suppress_tokens of generation_config.json is "
+                f"{given!r:.60}; it must be a list of ids from 0 to {vocab_size - 1}"
             )
         return tuple(given)
+
+    def compute_dtype(self, capability: tuple[int, int] | None) -> torch.dtype:
+        """The type of the activations on a card of that capability, on a processor for None."""
+        return compute_dtype(self.files.family, capability, is_bfloat16=self._is_bfloat16())
+
+    def _is_bfloat16(self) -> bool:
+        """Whether config.json or a weight says that the model was trained in bfloat16."""
+        if self.files.config.get("dtype") == "bfloat16":
+            return True
+        blocks = (self.files.block_weights(block) for block in self.files.block_names)
+        return any(weight.form == torch.bfloat16 for block in blocks for weight in block)
 
     def plan(self, options: LoadOptions) -> PlannedLoad:
         """The plan for this machine; with device "auto" a GPU that suffices comes before the CPU.
@@ -141,42 +155,68 @@ class ModelFolder:
         planned = self._plan_gpu(torch.device("cuda"), state, options)
         return self._predicted(planned, bandwidth).plan
 
-    def load(self, name: str, planned: PlannedLoad) -> TaskModel:
+    def load(
+        self, name: str, planned: PlannedLoad, progress: LoadProgress | None = None
+    ) -> TaskModel:
         """The model, ready to run; ``name`` is what messages call it.
 
         Raises:
             VocabularyError: there is no tokenizer, or it does not belong to the weights.
+            ModelFileError: a weight is infinite or not a number.
             CapacityError: memory ran out although the plan said that it would not.
         """
-        if self.store.tokenizer is None:
-            raise VocabularyError(
-                f"{self.store.folder} has no tokenizer; convert the model again with --tokenizer"
-            )
-        entry = self.store.tokenizer
-        tokenizer = load_tokenizer(entry.kind, self.store.folder, entry.files)
-        check_vocabulary(tokenizer, self.architecture.vocab_size)
-        executor = self._executor(planned)
+        tokenizer = self.tokenizer()
+        executor = self._executor(planned, progress)
         generator = Generator(self.architecture, executor, tokenizer)
         return TaskModel(
-            name, self.store.family, generator, self.max_input_tokens, self.suppress_tokens
+            name,
+            self.files.family,
+            generator,
+            self.max_input_tokens,
+            self.suppress_tokens,
+            end_ids_of(self.files, tokenizer),
+            chat_template_of(self.files, tokenizer, name),
         )
 
-    def _executor(self, planned: PlannedLoad) -> Executor:
-        transform = planned.forms.transform(planned.device)
-        if planned.parts is None:
-            return ResidentExecutor(
-                planned.plan, self.store, planned.device, planned.dtype, transform
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which fits the model.
+
+        Raises:
+            VocabularyError: there is none, or it does not belong to the weights.
+            ModelFileError: a file of it is damaged.
+        """
+        tokenizer = self.files.load_tokenizer()
+        if tokenizer is None:
+            raise VocabularyError(
+                f"{self.files.location} has no tokenizer; put its files there, or make a model "
+                "folder with martlet convert and --tokenizer"
             )
-        source = FolderSource(self.store, planned.device, transform)
-        return load_streamed(planned.plan, planned.parts, source, planned.device, planned.dtype)
+        check_vocabulary(tokenizer, self.architecture.vocab_size)
+        return tokenizer
+
+    def stored_blocks(self) -> BlockSource:
+        """The weights as they are stored, for compressing them."""
+        return StoredBlocks(self.files, tuple(self.architecture.block_specs()))
+
+    def forms(self, quantize: str | None) -> LoadedForms:
+        """What the weights become where ``quantize`` is asked for; None = what is usual."""
+        return LoadedForms(self.files, tuple(self.architecture.block_specs()), quantize)
+
+    def _executor(self, planned: PlannedLoad, progress: LoadProgress | None) -> Executor:
+        device, dtype = planned.device, planned.dtype
+        if planned.parts is None:
+            weights = LoadedWeights(planned.forms, dtype, progress)
+            return ResidentExecutor(planned.plan, weights, device, dtype)
+        source = FolderSource(self.files, planned.forms.specs, device, progress)
+        return load_streamed(planned.plan, planned.parts, source, device, dtype)
 
     def specs(self) -> dict[str, BlockSpec]:
         """The blocks of the architecture by name."""
         return {spec.name: spec for spec in self.architecture.block_specs()}
 
     def _plan_cpu(self, options: LoadOptions) -> PlannedLoad:
-        dtype = compute_dtype(self.store.family, None)
-        forms = self._forms(options)
+        dtype = self.compute_dtype(None)
+        forms = self.forms(options.quantize)
         sizes = [
             BlockSize(spec.name, forms.nbytes(spec, dtype), has_int4=forms.has_int4)
             for spec in forms.specs
@@ -192,8 +232,8 @@ class ModelFolder:
         return self._predicted(planned, measured_bandwidth(device))
 
     def _plan_gpu(self, device: torch.device, state: GpuState, options: LoadOptions) -> PlannedLoad:
-        dtype = compute_dtype(self.store.family, state.capability)
-        forms = self._forms(options)
+        dtype = self.compute_dtype(state.capability)
+        forms = self.forms(options.quantize)
         parts = lay_out_parts(forms.specs, forms.format_of, dtype)
         sizes = [
             BlockSize(part.name, part.nbytes, has_int4=forms.has_int4) for part in parts.values()
@@ -226,9 +266,6 @@ class ModelFolder:
         work = self._work(planned.parts)
         return replace(planned, plan=planned.plan.predicted(work, bandwidth))
 
-    def _forms(self, options: LoadOptions) -> LoadedForms:
-        return LoadedForms(self.store, tuple(self.architecture.block_specs()), options.quantize)
-
     def _work(self, parts: Mapping[str, PartLayout]) -> Work:
         """A text of usual length."""
         limits = (self.max_input_tokens, self.architecture.max_positions, _PREDICTED_TOKENS)
@@ -236,17 +273,22 @@ class ModelFolder:
         return work_of(parts, num_tokens, has_encoder=self.architecture.has_encoder)
 
     def _weights_fit(self) -> None:
-        specs = self.specs()
-        if set(specs) != set(self.store.block_names):
-            odd = sorted(set(specs) ^ set(self.store.block_names))
+        specs, files = self.specs(), self.files
+        if files.family not in TASKS_OF_FAMILY:
             raise ModelFileError(
-                f"{self.store.folder}: config.json and martlet.json do not name the same blocks "
+                f"{files.location}: family is {files.family!r:.40}, this Martlet knows "
+                f"{', '.join(TASKS_OF_FAMILY)}; a newer one may know it"
+            )
+        if set(specs) != set(files.block_names):
+            odd = sorted(set(specs) ^ set(files.block_names))
+            raise ModelFileError(
+                f"{files.location}: config.json and martlet.json do not name the same blocks "
                 f"({', '.join(odd[:3])}); convert the model again"
             )
         for spec in specs.values():
-            weights = self.store.block(spec.name)
+            weights = {weight.name: weight for weight in files.block_weights(spec.name)}
             for tensor in spec.tensors:
-                _check_tensor(self.store.folder, spec, tensor, weights)
+                _check_tensor(files.location, spec, tensor, weights)
 
 
 def sampling_defaults(generation: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:
@@ -275,22 +317,22 @@ def _ram_bytes(options: LoadOptions) -> int:
 
 
 def _check_tensor(
-    folder: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, StoredWeight]
+    location: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, PlannedWeight]
 ) -> None:
     name = block.prefix + spec.name
-    weight = weights.get(spec.name)
+    weight = weights.get(name)
     if weight is None:
-        raise ModelFileError(f"{folder}: tensor {name} is missing; convert the model again")
-    if tuple(weight.shape) != spec.shape:
+        raise ModelFileError(f"{location}: tensor {name} is missing; convert the model again")
+    if weight.shape != spec.shape:
         raise ModelFileError(
-            f"{folder}: tensor {name} has the shape {tuple(weight.shape)}, config.json makes it "
+            f"{location}: tensor {name} has the shape {weight.shape}, config.json makes it "
             f"{spec.shape}; they do not belong together"
         )
-    if not isinstance(weight, Tensor):
+    if isinstance(weight.form, WeightFormat):
         if spec.kind == "other":
             raise ModelFileError(
-                f"{folder}: tensor {name} is {weight.format.name}, which only the matrices of "
+                f"{location}: tensor {name} is {weight.form.name}, which only the matrices of "
                 "linears and embeddings may be; convert the model again"
             )
-    elif not weight.is_floating_point():
-        raise ModelFileError(f"{folder}: tensor {name} has the type {weight.dtype}, not a float")
+    elif not weight.form.is_floating_point:
+        raise ModelFileError(f"{location}: tensor {name} has the type {weight.form}, not a float")

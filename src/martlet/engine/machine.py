@@ -67,13 +67,18 @@ def first_gpu(device: str) -> Gpu | None:
     return gpus[0] if gpus else None
 
 
-def compute_dtype(family: str, capability: tuple[int, int] | None) -> torch.dtype:
-    """float32 on the CPU (None); on a GPU the half precision that the family was trained in."""
+def compute_dtype(
+    family: str, capability: tuple[int, int] | None, *, is_bfloat16: bool = False
+) -> torch.dtype:
+    """float32 on the CPU (None); on a GPU the half precision that the model was trained in.
+
+    ``is_bfloat16`` is what its checkpoint says; T5 and its kin overflow float16 whatever theirs
+    says. Cards before Ampere have no bfloat16 and compute in float32 instead.
+    """
     if capability is None:
         return torch.float32
-    if family not in ("t5", "mt5"):
+    if family in ("cpm1", "cpm2", "eva") or not (is_bfloat16 or family in ("t5", "mt5")):
         return torch.float16
-    # T5 overflows float16; cards before Ampere have no bfloat16.
     return torch.bfloat16 if capability >= (8, 0) else torch.float32
 
 

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from martlet.checkpoint.planned import PlannedWeight
+from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
 from martlet.checkpoint.store import Store
+from martlet.checkpoint.writer import StoreContents
 from martlet.quantization.scheme import StoredWeight
 from martlet.tokenizers.load import load_tokenizer
 from martlet.tokenizers.template_files import read_chat_template, read_special_tokens
 from martlet.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["ModelFiles", "StoreFiles"]
+__all__ = ["ModelFiles", "StoreFiles", "contents_like"]
 
 
 class ModelFiles(Protocol):
@@ -84,6 +85,20 @@ class ModelFiles(Protocol):
 
     def forget(self) -> None:
         """Give back the memory of all pages touched so far; weights stay valid."""
+        ...
+
+    @property
+    def compression(self) -> Mapping[str, Any]:
+        """How its integers came to be, in no fixed fields; empty where nothing tells."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What tells these weights from others, cheaply: digests, or sizes and times of files."""
+        ...
+
+    @property
+    def tokenizer_files(self) -> tuple[str, Mapping[str, Path]] | None:
+        """The kind of tokenizer and {name in a model folder: where the file lies}, or None."""
         ...
 
     def load_tokenizer(self) -> Tokenizer | None:
@@ -158,6 +173,23 @@ class StoreFiles:
         """Give back the memory of all pages touched so far."""
         self.store.forget()
 
+    @property
+    def compression(self) -> Mapping[str, Any]:
+        """As the manifest has it."""
+        return self.store.manifest.compression
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The digests of all files."""
+        return {name: entry.sha256 for name, entry in self.store.manifest.files.items()}
+
+    @property
+    def tokenizer_files(self) -> tuple[str, Mapping[str, Path]] | None:
+        """As the manifest names them."""
+        entry = self.store.tokenizer
+        if entry is None:
+            return None
+        return entry.kind, {name: self.store.folder / name for name in entry.files}
+
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the manifest names.
 
@@ -171,12 +203,27 @@ class StoreFiles:
 
     def chat_template(self) -> str | None:
         """The template among the files of the tokenizer."""
-        return read_chat_template(self._tokenizer_files())
+        return read_chat_template(self._tokenizer_paths)
 
     def special_tokens(self) -> Mapping[str, str]:
         """The special tokens that the files of the tokenizer name."""
-        return read_special_tokens(self._tokenizer_files())
+        return read_special_tokens(self._tokenizer_paths)
 
-    def _tokenizer_files(self) -> dict[str, Path]:
-        entry = self.store.tokenizer
-        return {name: self.store.folder / name for name in entry.files} if entry else {}
+    @property
+    def _tokenizer_paths(self) -> Mapping[str, Path]:
+        files = self.tokenizer_files
+        return files[1] if files else {}
+
+
+def contents_like(
+    files: ModelFiles, blocks: tuple[PlannedBlock, ...], compression: Mapping[str, Any]
+) -> StoreContents:
+    """A model folder of the same model with its weights in other forms, numbers aside."""
+    return StoreContents(
+        blocks=blocks,
+        config=files.config,
+        family=files.family,
+        tokenizer=files.tokenizer_files,
+        generation=files.generation,
+        compression=compression,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -11,17 +11,17 @@ from martlet.memory.capacity import report_out_of_memory
 from martlet.memory.plan import Phase, Plan
 from martlet.quantization.scheme import GroupedTensor, QuantizedTensor, StoredWeight, Weight
 
-__all__ = ["BlockSource", "BlockTransform", "Executor", "ResidentExecutor", "resident_nbytes"]
-
-BlockTransform = Callable[[str, Mapping[str, StoredWeight]], Mapping[str, StoredWeight]]
-"""(name of a block, its weights as stored) -> its weights to compute with, as for int8 at load."""
+__all__ = ["BlockSource", "Executor", "ResidentExecutor"]
 
 
 class BlockSource(Protocol):
-    """Where weights come from: a model folder, or weights made in memory."""
+    """Where weights come from: a model's files, or weights made in memory."""
 
     def block(self, name: str) -> Mapping[str, StoredWeight]:
-        """The weights of a block under their names inside the block."""
+        """The weights of a block under their names inside the block.
+
+        The mapping may read a weight only when it is asked for it, anew each time.
+        """
         ...
 
 
@@ -61,7 +61,6 @@ class ResidentExecutor:
 
     Float weights are cast to ``dtype`` once. int8 weights stay int8; on the CPU they stay the
     memory that the source gave, which for a model folder is the mapped file: no copy is made.
-    ``transform`` sees each block before that, for quantising at load.
 
     Raises:
         CapacityError: the weights do not fit after all.
@@ -73,7 +72,6 @@ class ResidentExecutor:
         source: BlockSource,
         device: torch.device,
         dtype: torch.dtype,
-        transform: BlockTransform | None = None,
     ) -> None:
         assert device.type == plan.device, f"planned for {plan.device}, given {device}"
         self.plan = plan
@@ -86,8 +84,6 @@ class ResidentExecutor:
                 "close other programs, or use --quantize int4 or a smaller model",
             ):
                 weights = source.block(placement.block)
-                if transform is not None:
-                    weights = transform(placement.block, weights)
                 blocks[placement.block] = {n: self._load(w) for n, w in weights.items()}
         self._fixed = blocks.pop("fixed")
         self._stacks: dict[str, list[tuple[int, dict[str, Weight]]]] = {
@@ -120,10 +116,3 @@ class ResidentExecutor:
         if isinstance(weight, QuantizedTensor | GroupedTensor):
             return weight.to(self.device)
         return weight.to(device=self.device, dtype=self.dtype)
-
-
-def resident_nbytes(weight: StoredWeight, dtype: torch.dtype) -> int:
-    """Bytes that a stored weight takes once it is loaded for computing in ``dtype``."""
-    if isinstance(weight, QuantizedTensor | GroupedTensor):
-        return weight.nbytes
-    return weight.numel() * dtype.itemsize

@@ -1,0 +1,39 @@
+"""From a model's name to its files, in whatever layout they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from martlet.checkpoint.names import MANIFEST_NAME
+from martlet.checkpoint.store import open_store
+from martlet.conversion.detect import open_direct
+from martlet.conversion.source_files import SourceFiles
+from martlet.engine.loading import OpenedModel
+from martlet.engine.model_files import ModelFiles, StoreFiles
+from martlet.hub.catalogue import resolve
+
+__all__ = ["open_files", "open_model"]
+
+
+def open_model(model: str | Path) -> OpenedModel:
+    """The model of that name or at that path, its headers checked; no weight has been read.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        ModelFileError: its files are damaged or do not belong together.
+    """
+    return OpenedModel(open_files(resolve(model)))
+
+
+def open_files(path: Path) -> ModelFiles:
+    """The files of the model at a path: a folder of ours, or a checkpoint that runs as it is.
+
+    Raises:
+        ModelNotFoundError: neither is there.
+        ModelFileError: its files are damaged, or only ``martlet convert`` can read them.
+    """
+    if path.is_dir() and not (path / MANIFEST_NAME).is_file():
+        source = open_direct(path)
+        if source is not None:
+            return SourceFiles(path, source)
+    return StoreFiles(open_store(path))
