@@ -1,12 +1,9 @@
 """The command line as a process of its own: imports, signals, pipes, exit codes."""
 
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -92,72 +89,21 @@ def test_a_reader_that_leaves_early_is_no_failure(tiny_cpm1):
     assert stderr == b""
 
 
-class Terminal:
-    """A person at a terminal: types, and waits for what is shown."""
-
-    def __init__(self, *arguments, term="dumb"):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [*MARTLET, *map(str, arguments)],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env={**os.environ, "TERM": term},
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def wait_for(self, text, seconds=30):
-        """Read until ``text`` is shown; what came before it, and it, are used up."""
-        end = time.monotonic() + seconds
-        while text not in self.shown:
-            assert select.select([self.master], [], [], end - time.monotonic())[0], self.shown
-            self.shown += os.read(self.master, 65536).decode(errors="replace")
-        self.shown = self.shown.partition(text)[2]
-
-    def interrupt_until(self, text):
-        """Send SIGINT until ``text`` is shown; one that comes before readline waits is lost."""
-        for _ in range(20):
-            os.kill(self.process.pid, signal.SIGINT)
-            if select.select([self.master], [], [], 1)[0]:
-                break
-        self.wait_for(text)
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def close(self):
-        code = self.process.wait(timeout=30)
-        os.close(self.master)
-        return code
+def test_in_a_chat_ctrl_c_clears_the_line_and_ctrl_d_leaves(terminal, tiny_eva):
+    # A dumb terminal has no line editing to speak of; tests/cli/repl has one that can do more.
+    there = terminal("chat", tiny_eva, "--max-tokens", "3")
+    there.wait_for("> ")
+    there.ask("你好", "first token")
+    there.interrupt_until("Ctrl-D leaves")
+    there.wait_for("> ")
+    there.ask("/reset", "all turns are forgotten")
+    assert there.leave() == 0
 
 
-def test_in_a_chat_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tiny_eva):
-    terminal = Terminal("chat", tiny_eva, "--max-tokens", "3")
-    try:
-        terminal.wait_for("> ")
-        terminal.type("你好\n")
-        terminal.wait_for("tokens/s")
-        terminal.wait_for("> ")
-        terminal.interrupt_until("Ctrl-D leaves")
-        terminal.wait_for("> ")
-        terminal.type("/reset\n")
-        terminal.wait_for("all turns are forgotten")
-        terminal.wait_for("> ")
-        terminal.type("\x04")
-        assert terminal.close() == 0
-    finally:
-        terminal.process.kill()
-
-
-def test_fills_stand_out_on_a_terminal_in_colour(tiny_cpm2):
-    terminal = Terminal(
+def test_fills_stand_out_on_a_terminal_in_colour(terminal, tiny_cpm2):
+    there = terminal(
         "fill", tiny_cpm2, "次日__。", "--max-tokens", "3", "--seed", "1", term="xterm-256color"
     )
-    try:
-        terminal.wait_for("次日\x1b[1;32m")
-        terminal.wait_for("\x1b[0m。")
-        assert terminal.close() == 0
-    finally:
-        terminal.process.kill()
+    there.wait_for("次日\x1b[1;32m")
+    there.wait_for("\x1b[0m。")
+    assert there.end() == 0

@@ -1,8 +1,9 @@
+import threading
+
 import pytest
 
 from martlet.cli import progress
-from martlet.cli.output import print_text, stream_text
-from martlet.cli.progress import Meter
+from martlet.cli.progress import Meter, Waiting
 
 
 @pytest.fixture
@@ -48,13 +49,22 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away(monkeypatch, capsys):
     assert shown.out == ""
 
 
-def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    stream_text(["a\x1b[2J", "\x07b\tc\n"], [])
-    print_text("\x9b31mred")
-    assert capsys.readouterr().out == "a\ufffd[2J\ufffdb\tc\n\n\ufffd31mred\n"
+def test_a_wait_shows_nothing_at_first_and_leaves_nothing_behind(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Waiting("reading"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_WAITING_SHOWS", 0.0)
+    shown = ""
+    with Waiting("reading"):
+        while "reading" not in shown:
+            shown += capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\x1b[2K")  # the line is cleared
 
 
-def test_in_a_pipe_the_text_is_exactly_that_of_the_model(capsys):
-    stream_text(["a\x1b[2J"], [])
-    assert capsys.readouterr().out == "a\x1b[2J\n"
+def test_away_from_a_terminal_a_wait_says_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_WAITING_SHOWS", 0.0)
+    with Waiting("reading"):
+        threading.Event().wait(0.05)
+    assert capsys.readouterr().err == ""

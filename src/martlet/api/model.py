@@ -18,7 +18,7 @@ from martlet.engine.embed import Embeddings, embed_texts, embedding_ids
 from martlet.engine.fill import Fill, Filling, count_blanks, split_at_blanks
 from martlet.engine.generator import Generator
 from martlet.engine.reply import ChatStream, Reply
-from martlet.engine.request import Request, Stats
+from martlet.engine.request import Request, SamplingParams, Stats
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
 from martlet.engine.tasks import DEFAULT_TOKENS_PER_BLANK, TaskModel
 from martlet.engine.text import TextStream
@@ -186,7 +186,7 @@ class Model:
             UsageError: the messages are malformed, or the model cannot chat.
             ContextLengthError: the last message alone is too long.
         """
-        params = self._sampling.params("chat", options)
+        params = self._sampling.params("chat", options, self._reply_room())
         asked = chat(self._model, messages, params, ChatOptions(thinking, max_input_tokens))
         reply = ChatStream(self._model.generator, asked.request, asked.splitter(), self._keep_stats)
         return reply if stream else Reply("".join(reply), reply.thoughts)
@@ -255,6 +255,16 @@ class Model:
             raise UsageError("texts must be a list of at least one text to embed")
         return [embedding_ids(self._model, text) for text in texts]
 
+    def sampling_params(
+        self, task: Task | Literal["generate"], **options: Unpack[SamplingOptions]
+    ) -> SamplingParams:
+        """How tokens would be chosen for a task with these keywords: they, then the defaults.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        return self._sampling.params(task, options)
+
     def prepare(
         self,
         kind: PromptKind,
@@ -262,6 +272,7 @@ class Model:
         *,
         top_logprobs: int | None = None,
         format: Mapping[str, Any] | None = None,
+        thinking: bool | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Prepared:
         """A text to be written in a batch: the request, and what its events mean.
@@ -272,19 +283,21 @@ class Model:
             payload: that.
             top_logprobs: how many of the most probable tokens to tell beside each token.
             format: {"type": "json_object"}, or {"type": "json_schema", "schema": {...}}.
+            thinking: as for ``chat``.
             options: sampling keywords.
 
         Raises:
             UsageError: the payload is malformed, or the model cannot do this.
             ContextLengthError: it is longer than what the model reads.
         """
-        room = {}
+        room = self._reply_room() if kind == "chat" else {}
         if kind == "fill":
             # Without a blank the text is refused, but a wrong keyword is named before that.
             room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(payload))}
         params = self._sampling.params(task_of(kind, self.family), options, room)
         limit_tokens = self.batch_limits.slot_tokens
-        prepared = prepare(self._model, kind, payload, params, limit_tokens)
+        asked = ChatOptions(thinking, None, limit_tokens, is_bare=format is not None)
+        prepared = prepare(self._model, kind, payload, params, limit_tokens, asked)
         return with_extras(self._model, prepared, top_logprobs, format)
 
     def batch(self, limits: BatchLimits | None = None) -> Batch:
@@ -353,6 +366,11 @@ class Model:
             piece_tokens=min(64, input_tokens),
             progress=progress,
         )
+
+    def _reply_room(self) -> dict[str, Any]:
+        """Models with a template end their replies themselves; memory is the limit."""
+        has_template = self._model.template is not None
+        return {"max_tokens": self.batch_limits.slot_tokens} if has_template else {}
 
     def _text(self, request: Request, stream: bool) -> str | TextStream:
         pieces = TextStream(self._model.generator, request, self._keep_stats)

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from martlet.engine.request import Stats
     from martlet.memory.plan import Plan
 
-__all__ = ["load_model", "report_answer", "stats_fields", "text_or_standard_input"]
+__all__ = [
+    "describe_speed",
+    "load_model",
+    "report_answer",
+    "report_speed",
+    "stats_fields",
+    "text_or_standard_input",
+]
 
 
 def load_model(name: str, loading: LoadOptions) -> Model:
@@ -45,10 +52,23 @@ def report_answer(stats: Stats | None, plan: Plan) -> None:
     if stats is None:  # the answer was stopped
         note(f"stopped; {plan.describe()}")
         return
+    note(f"{describe_speed(stats)}; {plan.describe()}")
+
+
+def report_speed(stats: Stats | None) -> None:
+    """Say on stderr how fast an answer of a session came, and why it ended if not by itself."""
+    if stats is None:
+        note("stopped")
+        return
+    ends = {"cancelled": "; stopped", "length": "; cut off here, see /set max_tokens"}
+    note(describe_speed(stats) + ends.get(stats.finish_reason, ""))
+
+
+def describe_speed(stats: Stats) -> str:
+    """Tokens, tokens per second and the time to the first, for people."""
     speed = f"{stats.tokens_per_second:.1f} tokens/s, " if stats.tokens_per_second else ""
-    note(
-        f"{stats.output_tokens} tokens, {speed}"
-        f"first token after {duration(stats.prefill_seconds)}; {plan.describe()}"
+    return (
+        f"{stats.output_tokens} tokens, {speed}first token after {duration(stats.prefill_seconds)}"
     )
 
 

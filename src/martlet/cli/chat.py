@@ -2,77 +2,124 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from martlet.cli.answer import load_model, report_answer
-from martlet.cli.conversation import converse
+from martlet.cli.answer import load_model
+from martlet.cli.answer_form import Form, form_options, print_answer
 from martlet.cli.options import (
+    TEXT,
+    ChatOptions,
     LoadOptions,
     SamplingOptions,
+    chat_options,
     load_options,
     model_argument,
     sampling_options,
 )
-from martlet.cli.output import is_interactive, note, read_standard_input, stream_text
+from martlet.cli.output import is_interactive, read_standard_input
+from martlet.cli.process import ending_quietly
+from martlet.cli.repl.message_file import Messages, parse_messages, read_messages
+from martlet.errors import UsageError
 
 if TYPE_CHECKING:
     from martlet.api import Model
 
-__all__ = ["Dialogue", "command", "talk"]
+__all__ = ["answer_messages", "command", "opening_messages", "talk"]
 
 
 @click.command("chat")
 @model_argument
+@click.option(
+    "--messages",
+    type=TEXT,
+    metavar="FILE",
+    help="Go on from the messages in this JSON file, - for stdin, as /save writes them.",
+)
+@chat_options
+@form_options
 @sampling_options
 @load_options
-def command(model: str, sampling: SamplingOptions, loading: LoadOptions) -> None:
+def command(
+    model: str,
+    messages: str | None,
+    form: Form,
+    chatting: ChatOptions,
+    sampling: SamplingOptions,
+    loading: LoadOptions,
+) -> None:
     """Talk with MODEL, turn by turn; what is piped into stdin is one turn.
 
-    /reset forgets all turns, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+    At the prompt /help lists all commands; Ctrl-C stops an answer, Ctrl-D leaves. --messages
+    with a file that ends with the user's turn answers that turn and nothing else.
     """
-    if is_interactive():
-        talk(load_model(model, loading), sampling)
+    begun = opening_messages(chatting, _read(messages))
+    is_open = bool(begun) and begun[-1]["role"] == "user"
+    if not is_open and messages != "-" and is_interactive():
+        if form != "text":
+            raise UsageError("--json takes its turn from a pipe or --messages FILE; give one")
+        with ending_quietly():
+            talk(load_model(model, loading), sampling, begun, chatting.think)
         return
-    message = read_standard_input()
-    Dialogue(load_model(model, loading), sampling).answer(message)
+    if not is_open:
+        begun.append({"role": "user", "content": _piped(messages)})
+    with ending_quietly():
+        answer_messages(load_model(model, loading), model, begun, form, chatting, sampling)
 
 
-def talk(model: Model, sampling: SamplingOptions) -> None:
-    """Turns until the user leaves."""
-    dialogue = Dialogue(model, sampling)
-    converse("type a turn; Ctrl-D leaves", dialogue.answer, {"/reset": dialogue.reset})
+def opening_messages(chatting: ChatOptions, messages: Messages | None = None) -> Messages:
+    """What a dialogue begins with by the flags.
+
+    Raises:
+        UsageError: --system and messages that begin with the system's too.
+    """
+    begun = list(messages or [])
+    if chatting.system is None:
+        return begun
+    if not chatting.system.strip():
+        raise UsageError("--system is empty; leave it out, or give what the model is told first")
+    if begun and begun[0]["role"] == "system":
+        raise UsageError("--system and the file of --messages both tell the model; keep one")
+    return [{"role": "system", "content": chatting.system}, *begun]
 
 
-class Dialogue:
-    """The turns so far; the model reads as many of the newest as its context holds."""
+def talk(model: Model, sampling: SamplingOptions, begun: Messages, thinking: bool | None) -> None:
+    """Turns at the prompt, until the person leaves."""
+    from martlet.cli.repl.dialogue import Dialogue
+    from martlet.cli.repl.session import hold_dialogue
+    from martlet.cli.repl.settings import Settings
 
-    def __init__(self, model: Model, sampling: SamplingOptions) -> None:
-        self.messages: list[dict[str, str]] = []
-        self._model = model
-        self._sampling = sampling
+    settings = Settings(sampling.arguments())
+    dialogue = Dialogue(model, settings)
+    dialogue.replace(begun)
+    dialogue.set_thinking(thinking)
+    hold_dialogue(model, dialogue, settings)
 
-    def reset(self) -> None:
-        """Forget all turns."""
-        self.messages.clear()
-        note("all turns are forgotten")
 
-    def answer(self, message: str) -> None:
-        """Answer a turn on stdout and say how it went.
+def answer_messages(
+    model: Model,
+    name: str,
+    messages: Messages,
+    form: Form,
+    chatting: ChatOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Answer a dialogue once."""
+    stream = model.chat(messages, stream=True, thinking=chatting.think, **sampling.arguments())
+    print_answer(stream, form, {"model": name}, model.plan)
 
-        What was said counts as the answer also where it was stopped; a turn that got no answer
-        at all is forgotten, so that turns always alternate.
-        """
-        question = {"role": "user", "content": message}
-        written: list[str] = []
-        try:
-            with self._model.chat(
-                [*self.messages, question], stream=True, **self._sampling.arguments()
-            ) as stream:
-                stream_text(stream, written)
-        finally:
-            reply = "".join(written)
-            if reply.strip():
-                self.messages += [question, {"role": "assistant", "content": reply}]
-        report_answer(stream.stats, self._model.plan)
+
+def _read(messages: str | None) -> Messages:
+    if messages is None:
+        return []
+    if messages == "-":
+        return parse_messages(read_standard_input().encode(), "stdin")
+    return read_messages(Path(messages))
+
+
+def _piped(messages: str | None) -> str:
+    if messages == "-":
+        raise UsageError("the messages from stdin must end with the user's turn; add one")
+    return read_standard_input()

@@ -11,7 +11,7 @@ import click
 from martlet.cli.process import INTERRUPTED
 from martlet.errors import CapacityError, DiskFullError, MartletError
 
-__all__ = ["describe", "wants_traceback"]
+__all__ = ["describe", "is_out_of_memory", "wants_traceback"]
 
 _USAGE = 2
 _UNEXPECTED = 1
@@ -25,7 +25,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         return _line(str(error)), error.exit_code
     if isinstance(error, click.ClickException):
         return _line(_usage_message(error)), _USAGE
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             _line(
                 f"out of memory: {error or 'an allocation failed'}; "
@@ -58,7 +58,8 @@ def _usage_message(error: click.ClickException) -> str:
     return f"{message}; see `{context.command_path} --help`"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in main memory or on a card."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")

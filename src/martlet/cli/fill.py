@@ -11,6 +11,7 @@ from martlet.cli.answer import load_model, report_answer, stats_fields, text_or_
 from martlet.cli.options import (
     TEXT,
     LoadOptions,
+    Sampling,
     SamplingOptions,
     as_json,
     load_options,
@@ -22,6 +23,7 @@ from martlet.cli.output import note, print_json, print_text, shown
 if TYPE_CHECKING:
     from martlet.api import Model
     from martlet.engine.fill import Fill
+    from martlet.engine.request import Stats
 
 __all__ = ["command", "fill_and_print", "print_filled"]
 
@@ -43,14 +45,13 @@ def command(
 
     text = text_or_standard_input(text, "TEXT")
     split_at_blanks(text)  # a text without a blank is refused before a model is loaded
-    fill_and_print(load_model(model, loading), model, text, sampling, as_json)
+    loaded = load_model(model, loading)
+    report_answer(fill_and_print(loaded, model, text, sampling, as_json), loaded.plan)
 
 
-def fill_and_print(
-    model: Model, name: str, text: str, sampling: SamplingOptions, as_json: bool
-) -> None:
-    """Fill one text, print it and say how it went."""
-    filled = model.fill(text, **sampling.arguments())
+def fill_and_print(model: Model, name: str, text: str, sampling: Sampling, as_json: bool) -> Stats:
+    """Fill one text and print it; how it went."""
+    filled: Fill = model.fill(text, **sampling.arguments())
     if as_json:
         print_json(
             {
@@ -75,7 +76,7 @@ def fill_and_print(
         cut_short = [str(blank.index + 1) for blank in filled.blanks if not blank.closed]
         if cut_short:
             note(f"cut short by --max-tokens: blank {', '.join(cut_short)}")
-    report_answer(filled.stats, model.plan)
+    return filled.stats
 
 
 def print_filled(filled: Fill) -> None:

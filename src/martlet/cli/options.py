@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import click
 
@@ -13,11 +13,14 @@ from martlet.cli.parameter_types import QUANTIZE, QUANTIZES, SIZE, SLOTS, TEXT, 
 
 __all__ = [
     "TEXT",
+    "ChatOptions",
     "LoadOptions",
     "Number",
+    "Sampling",
     "SamplingOptions",
     "ServingOptions",
     "as_json",
+    "chat_options",
     "device_options",
     "load_options",
     "load_options_of_several",
@@ -27,7 +30,15 @@ __all__ = [
 ]
 
 Command = Callable[..., None]
-_Options = TypeVar("_Options", "LoadOptions", "SamplingOptions", "ServingOptions")
+_Options = TypeVar("_Options", "ChatOptions", "LoadOptions", "SamplingOptions", "ServingOptions")
+
+
+class Sampling(Protocol):
+    """How the next token is chosen, wherever that was said."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of a model's methods."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,14 @@ class SamplingOptions:
             for name, value in given.items()
             if value is not None and value != ()
         }
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What a dialogue begins with; None leaves it to the model."""
+
+    system: str | None
+    think: bool | None
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,16 @@ _LOAD_SEVERAL = (
         metavar="FORMATS",
         help="Weights of these forms, one after the other, with commas between: "
         "none,int8,int4-g32; left out, as the model folder has them.",
+    ),
+)
+
+_CHAT = (
+    click.option("--system", type=TEXT, metavar="TEXT", help="Tell a model for dialogue first."),
+    click.option(
+        "--think/--no-think",
+        "think",
+        default=None,
+        help="Let it think before it answers, or not, where it can be told.",
     ),
 )
 
@@ -224,6 +253,11 @@ def load_options_of_several(function: Command) -> Command:
 def sampling_options(function: Command) -> Command:
     """Add the flags of generation; the verb gets them as ``sampling: SamplingOptions``."""
     return _grouped(function, "sampling", SamplingOptions, _SAMPLING)
+
+
+def chat_options(function: Command) -> Command:
+    """Add the flags of a dialogue; the verb gets them as ``chatting: ChatOptions``."""
+    return _grouped(function, "chatting", ChatOptions, _CHAT)
 
 
 def serving_options(function: Command) -> Command:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import select
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -20,13 +21,16 @@ __all__ = [
     "note",
     "peak_memory",
     "print_json",
+    "print_json_line",
     "print_table",
     "print_text",
+    "prompt_with_standard_input",
     "read_standard_input",
+    "say",
     "shown",
-    "stream_text",
 ]
 
+_SECONDS_BEFORE_A_WORD = 2.0
 
 # A vocabulary or a configuration may come from a stranger: what steers a terminal is not text.
 _STEERING = {
@@ -34,9 +38,10 @@ _STEERING = {
 }
 
 
-def shown(text: str) -> str:
-    """A text as stdout may have it: without control characters where that is a terminal."""
-    return text.translate(_STEERING) if sys.stdout.isatty() else text
+def shown(text: str, stream: TextIO | None = None) -> str:
+    """A text as a stream (stdout) may have it: without control characters on a terminal."""
+    is_terminal = (sys.stdout if stream is None else stream).isatty()
+    return text.translate(_STEERING) if is_terminal else text
 
 
 def print_text(text: str) -> None:
@@ -48,6 +53,11 @@ def print_text(text: str) -> None:
 def print_json(value: Any) -> None:
     """Write a result for scripts: strict JSON (infinity becomes null), characters as they are."""
     print_text(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def print_json_line(value: Any) -> None:
+    """Write one of many results for scripts, as ``print_json`` does, on one line."""
+    print_text(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def print_table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> None:
@@ -67,28 +77,21 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> 
         print_text("  ".join(cells).rstrip())
 
 
-def stream_text(pieces: Iterable[str], written: list[str]) -> None:
-    """Write the pieces of an answer as they come and end the line.
-
-    ``written`` gets every piece that was shown, also where the answer is interrupted.
-    """
-    try:
-        for piece in pieces:
-            written.append(piece)
-            sys.stdout.write(shown(piece))
-            sys.stdout.flush()
-    finally:
-        # Also when the reader stops the answer: what follows starts on its own line.
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-
-
 def note(text: str) -> None:
     """Write a line about the work, not of it, to stderr."""
     if sys.stderr.isatty():
         text = click.style(text, dim=True)
     click.echo(text, err=True)
+
+
+def say(text: str) -> None:
+    """Write a message to stderr, on a terminal broken between words."""
+    if not sys.stderr.isatty():
+        click.echo(text, err=True)
+        return
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, markup=False).print(shown(text, sys.stderr))
 
 
 def is_interactive() -> bool:
@@ -104,6 +107,14 @@ def read_standard_input() -> str:
     """
     if sys.stdin is None:
         raise UsageError("stdin is closed; give the text as an argument")
+    text = _standard_input()
+    if not text.strip():
+        raise UsageError("stdin is empty; pipe a text into it, or see --help for other ways")
+    return text
+
+
+def _standard_input() -> str:
+    """All of stdin; nothing where nothing was piped into it."""
     raw = sys.stdin.buffer.read()
     try:
         text = raw.decode()
@@ -112,10 +123,31 @@ def read_standard_input() -> str:
             f"stdin is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start:,}; "
             "convert it first, e.g. with `iconv -f GB18030 -t UTF-8`"
         ) from error
-    text = text.removesuffix("\n").removesuffix("\r")
-    if not text.strip():
-        raise UsageError("stdin is empty; pipe a text into it, or see --help for other ways")
-    return text
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _say_what_is_waited_for() -> None:
+    """A program that is started with a pipe that stays open would wait without a word."""
+    with contextlib.suppress(OSError, ValueError):  # a stdin that is no file has what it has
+        if not select.select([sys.stdin.fileno()], [], [], _SECONDS_BEFORE_A_WORD)[0]:
+            note("waiting for the end of stdin, which is read behind PROMPT; < /dev/null is none")
+
+
+def prompt_with_standard_input(prompt: str | None) -> str:
+    """The argument with what is piped into stdin behind it; stdin where it is None or "-".
+
+    Raises:
+        UsageError: there is no text, or stdin is not UTF-8.
+    """
+    if prompt is None or prompt == "-":
+        return read_standard_input()
+    if not prompt.strip():
+        raise UsageError("PROMPT is empty; give at least one character")
+    if sys.stdin is None or is_interactive():
+        return prompt
+    _say_what_is_waited_for()
+    piped = _standard_input()
+    return f"{prompt}\n\n{piped}" if piped.strip() else prompt
 
 
 def duration(seconds: float) -> str:

@@ -6,11 +6,19 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "ignore_interrupts", "open_standard_streams", "take_interrupts"]
+__all__ = [
+    "INTERRUPTED",
+    "ending_quietly",
+    "ignore_interrupts",
+    "open_standard_streams",
+    "take_interrupts",
+]
 
 INTERRUPTED = 130
+_SIGNALLED = 128  # a shell's exit code for a signal is this and its number
 _IMPORT_MACHINERY = ("importlib", "importlib._bootstrap", "importlib._bootstrap_external")
 _ROOM = "martlet.cli."
 _CLEAR_LINE_AND_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"
@@ -26,6 +34,26 @@ def take_interrupts() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
+
+
+@contextlib.contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that is closed, end the body by SystemExit.
+
+    So the terminal is given back as it was found, which a process that dies of a signal while a
+    line is edited or progress is shown does not do.
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            if before[number] is signal.SIG_DFL:
+                signal.signal(number, _on_termination)
+        yield
+    finally:
+        for number in numbers:
+            if before[number] is signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def ignore_interrupts() -> None:
@@ -56,10 +84,20 @@ def open_standard_streams() -> None:
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     if not _is_starting(frame):
         raise KeyboardInterrupt
+    _leave_at_once(INTERRUPTED, b"interrupted\n")
+
+
+def _on_termination(number: int, frame: FrameType | None) -> None:
+    if not _is_starting(frame):
+        raise SystemExit(_SIGNALLED + number)
+    _leave_at_once(_SIGNALLED + number, b"")
+
+
+def _leave_at_once(code: int, message: bytes) -> None:
     with contextlib.suppress(OSError):
         prefix = _CLEAR_LINE_AND_SHOW_CURSOR if os.isatty(2) else b""
-        os.write(2, prefix + b"interrupted\n")
-    os._exit(INTERRUPTED)
+        os.write(2, prefix + message)
+    os._exit(code)
 
 
 def _is_starting(frame: FrameType | None) -> bool:

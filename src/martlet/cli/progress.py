@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,9 +17,10 @@ from martlet.cli.output import duration
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Meter", "working"]
+__all__ = ["Meter", "Waiting", "working"]
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_WAITING_SHOWS = 0.7
 
 
 @contextlib.contextmanager
@@ -31,6 +33,55 @@ def working(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+class Waiting:
+    """Shows on a terminal, after a moment, that something goes on and for how long it has.
+
+    A context manager; when it ends, its line is gone.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._shown: Progress | None = None
+        self._timer = threading.Timer(_SECONDS_BEFORE_WAITING_SHOWS, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Waiting:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._is_over = True
+            if self._shown is not None:
+                self._shown.stop()
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        with self._lock:
+            if self._is_over:
+                return
+            self._shown = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._shown.add_task(self._what, total=None)
+            self._shown.start()
 
 
 class Meter:

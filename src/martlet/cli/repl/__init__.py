@@ -1,0 +1,1 @@
+"""The prompt of ``martlet run`` and ``martlet chat``: lines, commands, dialogues."""
