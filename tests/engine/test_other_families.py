@@ -45,10 +45,12 @@ def gpt2(make_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def llama(make_model, tmp_path_factory):
     path, size = _byte_level(tmp_path_factory.mktemp("llama"), "<s>", "</s>")
+    settings = path.with_name("tokenizer_config.json")
+    settings.write_text('{"add_bos_token": true}')
     folder = make_model(
         "llama",
         config={"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1},
-        tokenizer=("huggingface", {path.name: path}),
+        tokenizer=("huggingface", {path.name: path, settings.name: settings}),
     )
     return martlet.load(folder, device="cpu")
 

@@ -84,11 +84,12 @@ def prepare(
     payload: Any,
     params: SamplingParams,
     context_tokens: int,
-    chat_options: ChatOptions | None = None,
+    chat_options: ChatOptions,
 ) -> Prepared:
     """The request for what is asked; nothing is computed but tokens.
 
     ``context_tokens`` is what the decoder of a batch holds: ``write`` moves its window in that.
+    ``chat_options`` are for chats alone.
 
     Raises:
         UsageError: the payload is malformed, or the model cannot do this.
@@ -96,7 +97,7 @@ def prepare(
     """
     match kind:
         case "chat":
-            asked = chat(model, payload, params, chat_options or ChatOptions())
+            asked = chat(model, payload, params, chat_options)
             return Prepared(asked.request, splitter=asked.splitter())
         case "complete":
             return Prepared(_completion(model, payload, params))

@@ -55,9 +55,8 @@ class SampleForm:
         return self.family not in ("cpm2", "eva", "t5")
 
     def _windowed(self, ids: Sequence[int]) -> tuple[int, ...]:
-        bos = self.tokenizer.special.bos
-        # Llama was trained on documents that begin with bos, the others read the text alone.
-        return (bos, *ids[:-1]) if self.family == "llama" and bos is not None else tuple(ids)
+        start = self.tokenizer.special.start
+        return (*start, *ids[: len(ids) - len(start)])
 
     def _continued(self, before: Sequence[int], after: Sequence[int]) -> Sample:
         if self.family == "cpm2":

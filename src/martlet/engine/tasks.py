@@ -12,6 +12,7 @@ from torch import Tensor
 from martlet.engine.generator import Generator
 from martlet.errors import ContextLengthError, UsageError, VocabularyError
 from martlet.models.family import TASKS_OF_FAMILY, Task, families_for
+from martlet.tokenizers.chat_template import ChatTemplate
 from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = ["DEFAULT_MAX_INPUT_TOKENS", "DEFAULT_SAMPLING", "DEFAULT_TOKENS_PER_BLANK", "TaskModel"]
@@ -23,7 +24,7 @@ that CPM-2 was trained with, and that EVA's own program cuts a dialogue to."""
 DEFAULT_SAMPLING: dict[str, dict[str, Any]] = {
     "fill": {"temperature": 0.7, "top_p": 0.9},
     "write": {"max_tokens": 200, "temperature": 0.8, "top_p": 0.9},
-    "chat": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
+    "chat": {"temperature": 0.8, "top_p": 0.9},
     "generate": {"max_tokens": 128, "temperature": 0.8, "top_p": 0.9},
 }
 """Sampling parameters of a task where neither the call nor the model folder gives them."""
@@ -37,7 +38,9 @@ class TaskModel:
     """A loaded model as the tasks see it.
 
     ``max_input_tokens`` is what its encoder reads at most; None = no limit but memory.
-    ``suppress_tokens`` are ids that no text of this model shall have, beside its control tokens.
+    ``suppress_tokens`` are ids that no text of this model shall have, beside its control tokens;
+    ``end_ids`` those that end one. ``template`` is how a dialogue is put to it, None where it came
+    without one.
     """
 
     name: str
@@ -45,6 +48,8 @@ class TaskModel:
     generator: Generator
     max_input_tokens: int | None
     suppress_tokens: tuple[int, ...] = ()
+    end_ids: frozenset[int] = frozenset()
+    template: ChatTemplate | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -60,16 +65,16 @@ class TaskModel:
     def start_ids(self) -> tuple[int, ...]:
         """What a decoder-only model reads before any text, wherever that text was cut off.
 
-        Llama models were trained on documents that begin with bos, where their vocabulary has
-        one; CPM-1 and GPT-2 read the text alone.
+        Most were trained on documents that begin with bos, where the files of their vocabulary
+        say so; CPM-1 and GPT-2 read the text alone.
         """
-        bos = self.special.bos
-        return () if self.family != "llama" or bos is None else (bos,)
+        return self.special.start
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What it can be asked for; the first is what it is best at."""
-        return TASKS_OF_FAMILY[self.family]
+        tasks = TASKS_OF_FAMILY[self.family]
+        return tasks if self.template is None else ("chat", *tasks)
 
     def require(self, task: Task) -> None:
         """Check that the model was trained for a task.
@@ -79,10 +84,12 @@ class TaskModel:
         """
         if task not in self.tasks:
             can = " or ".join(self.tasks)
-            families = families_for(task)
+            others = f"models of the family {' or '.join(families_for(task))} can"
+            if task == "chat":
+                others = f"models with a chat template and {others}"
             raise UsageError(
                 f"{self.name} is of the family {self.family}, which can {can} but not {task}; "
-                f"models of the family {' or '.join(families)} can, {_BUNDLED[task]} for one"
+                f"{others}, {_BUNDLED[task]} for one"
             )
 
     def token(self, name: str) -> int:

@@ -1,8 +1,7 @@
 """Going on with a text: plain continuation, and writing past the end of the context.
 
-A decoder-only model (CPM-1, GPT-2, Llama) reads the text itself, Llama after its bos. CPM-2
-reads it in the encoder, followed by its last sentinel, and the decoder writes what stands behind
-that sentinel.
+A decoder-only model reads the text itself, most of them after their bos. CPM-2 reads it in the
+encoder, followed by its last sentinel, and the decoder writes what stands behind that sentinel.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def continuation_context(model: TaskModel, text_ids: Sequence[int]) -> Context:
         return Context((model.token("bos"), mark), (*text_ids, mark))
     if model.family == "t5":
         return Context((model.token("pad"),), (*text_ids, model.token("eos")))
-    can_go_on = model.family in ("cpm1", "gpt2", "llama")
+    can_go_on = not model.generator.architecture.has_encoder
     assert can_go_on, f"{model.family} models do not continue a text"
     return Context((*model.start_ids, *text_ids))
 
@@ -104,7 +103,7 @@ def _request(
     prompt_ids: Sequence[int],
     window: Window | None,
 ) -> Request:
-    eos_ids = frozenset() if model.special.eos is None else frozenset({model.special.eos})
+    eos_ids = model.end_ids
     return Request(
         context=context,
         params=params,
