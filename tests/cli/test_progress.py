@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from martlet.cli import progress
-from martlet.cli.progress import Meter, Waiting
+from martlet.cli.progress import Loading, Meter, Waiting
 
 
 @pytest.fixture
@@ -68,3 +68,22 @@ def test_away_from_a_terminal_a_wait_says_nothing(monkeypatch, capsys):
     with Waiting("reading"):
         threading.Event().wait(0.05)
     assert capsys.readouterr().err == ""
+
+
+def test_loading_tells_how_far_it_is_once_it_takes_long(clock, capsys):
+    with Loading("loading it") as loading:
+        for second in range(1, 9):
+            clock.now = float(second)
+            loading.update(second, 16, "some tensor")
+    assert capsys.readouterr().err.splitlines() == ["loading it: 44%, 6.4 s left"]
+
+
+def test_loading_on_a_terminal_is_a_spinner_and_then_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Loading("loading it") as loading:
+        loading.update(1, 4)
+        assert "%" not in capsys.readouterr().err
+        monkeypatch.setattr(progress, "_SECONDS_BEFORE_WAITING_SHOWS", 0.0)
+        loading.update(2, 4)
+    assert "50 %" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from martlet.cli.options import LoadOptions
 from martlet.cli.output import duration, note, read_standard_input
-from martlet.cli.progress import working
+from martlet.cli.progress import Loading
 from martlet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ __all__ = [
 
 def load_model(name: str, loading: LoadOptions) -> Model:
     """The model of that name, placed as the flags ask."""
-    with working(f"loading {name}"):
+    with Loading(f"loading {name}") as shown:
         # Imported here, so that the spinner turns while torch is imported.
         from martlet.api import load
 
-        return load(name, **loading.arguments())
+        return load(name, **loading.arguments(), progress=shown.update)
 
 
 def text_or_standard_input(text: str | None, what: str) -> str:

@@ -17,7 +17,7 @@ from martlet.cli.output import duration
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Meter", "Waiting", "working"]
+__all__ = ["Loading", "Meter", "Waiting", "working"]
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BEFORE_WAITING_SHOWS = 0.7
@@ -139,3 +139,40 @@ class Meter:
         if self._has_lines_of_detail and detail:
             line += f"; {detail}"
         click.echo(line, err=True)
+
+
+class Loading:
+    """A spinner on a terminal while work begins, and a ``Meter`` once it can tell how far it is.
+
+    Work that is over within a moment keeps the spinner.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._stack = contextlib.ExitStack()
+        self._meter: Meter | None = None
+        self._first_update: float | None = None
+
+    def __enter__(self) -> Loading:
+        self._stack.enter_context(working(self._what))
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def update(self, done: int, total: int, _: str = "") -> None:
+        """Tell how much of how much is done."""
+        now = time.monotonic()
+        if self._first_update is None:
+            self._first_update = now
+        if self._meter is None:
+            if now - self._first_update < _SECONDS_BEFORE_WAITING_SHOWS:
+                return
+            self._stack.close()  # a terminal has room for one of them
+            self._meter = self._stack.enter_context(Meter(self._what))
+        self._meter.update(done, total)
