@@ -117,7 +117,9 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm": Family("GlmConfig", "GlmForCausalLM", {**_GROUPED, "head_dim": 12}, _DIVISIBLE),
     "glm4": Family("Glm4Config", "Glm4ForCausalLM", {**_GROUPED, "head_dim": 12}, _DIVISIBLE),
-    "gpt_neox": Family("GPTNeoXConfig", "GPTNeoXForCausalLM", _MODERN, _DIVISIBLE),
+    "gpt_neox": Family(
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**_MODERN, "num_attention_heads": 3}, _DIVISIBLE
+    ),
     "gptj": Family(
         "GPTJConfig",
         "GPTJForCausalLM",

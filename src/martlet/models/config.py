@@ -7,41 +7,37 @@ from typing import Any
 
 from martlet.errors import ModelFileError
 from martlet.models.architecture import Architecture
+from martlet.models.bloom import Bloom, BloomConfig
+from martlet.models.gemma import Gemma, GemmaConfig
+from martlet.models.gemma2 import Gemma2, Gemma2Config
+from martlet.models.gemma3 import Gemma3, Gemma3Config
+from martlet.models.glm import Glm, GlmConfig
+from martlet.models.glm4 import Glm4
+from martlet.models.gpt2 import GPT2, GPT2Config
+from martlet.models.gpt_neox import GPTNeoX, GPTNeoXConfig
+from martlet.models.gptj import GPTJ, GPTJConfig
+from martlet.models.llama import Llama, LlamaConfig
+from martlet.models.phi3 import Phi3, Phi3Config
+from martlet.models.t5 import T5, T5Config
 
 __all__ = ["load_architecture"]
 
-
-def _bloom(config: Mapping[str, Any]) -> Architecture:
-    from martlet.models.bloom import Bloom, BloomConfig
-
-    return Bloom(BloomConfig.from_fields(config))
-
-
-def _gpt2(config: Mapping[str, Any]) -> Architecture:
-    from martlet.models.gpt2 import GPT2, GPT2Config
-
-    return GPT2(GPT2Config.from_fields(config))
-
-
-def _llama(config: Mapping[str, Any]) -> Architecture:
-    from martlet.models.llama import Llama, LlamaConfig
-
-    return Llama(LlamaConfig.from_fields(config))
-
-
-def _t5(config: Mapping[str, Any]) -> Architecture:
-    from martlet.models.t5 import T5, T5Config
-
-    return T5(T5Config.from_fields(config))
-
-
 # One line an architecture, by the model_type of Hugging Face.
 _ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], Architecture]] = {
-    "bloom": _bloom,
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "mt5": _t5,
-    "t5": _t5,
+    "bloom": lambda config: Bloom(BloomConfig.from_fields(config)),
+    "gemma": lambda config: Gemma(GemmaConfig.from_fields(config)),
+    "gemma2": lambda config: Gemma2(Gemma2Config.from_fields(config)),
+    "gemma3": lambda config: Gemma3(Gemma3Config.from_fields(config)),
+    "gemma3_text": lambda config: Gemma3(Gemma3Config.from_fields(config)),
+    "glm": lambda config: Glm(GlmConfig.from_fields(config)),
+    "glm4": lambda config: Glm4(GlmConfig.from_fields(config)),
+    "gpt2": lambda config: GPT2(GPT2Config.from_fields(config)),
+    "gpt_neox": lambda config: GPTNeoX(GPTNeoXConfig.from_fields(config)),
+    "gptj": lambda config: GPTJ(GPTJConfig.from_fields(config)),
+    "llama": lambda config: Llama(LlamaConfig.from_fields(config)),
+    "mt5": lambda config: T5(T5Config.from_fields(config)),
+    "phi3": lambda config: Phi3(Phi3Config.from_fields(config)),
+    "t5": lambda config: T5(T5Config.from_fields(config)),
 }
 
 

@@ -13,8 +13,17 @@ TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
     "cpm1": ("write",),
     "cpm2": ("fill", "write"),
     "eva": ("chat",),
+    "gemma": ("write",),
+    "gemma2": ("write",),
+    "gemma3": ("write",),
+    "gemma3_text": ("write",),
+    "glm": ("write",),
+    "glm4": ("write",),
     "gpt2": ("write",),
+    "gpt_neox": ("write",),
+    "gptj": ("write",),
     "llama": ("write",),
+    "phi3": ("write",),
     "t5": ("fill",),
 }
 """The first task of a family is what it is best at."""
