@@ -23,7 +23,12 @@ TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
     "gpt_neox": ("write",),
     "gptj": ("write",),
     "llama": ("write",),
+    "minicpm": ("write",),
+    "minicpm3": ("write",),
+    "mistral": ("write",),
     "phi3": ("write",),
+    "qwen2": ("write",),
+    "qwen3": ("write",),
     "t5": ("fill",),
 }
 """The first task of a family is what it is best at."""
