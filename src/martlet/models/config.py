@@ -17,7 +17,12 @@ from martlet.models.gpt2 import GPT2, GPT2Config
 from martlet.models.gpt_neox import GPTNeoX, GPTNeoXConfig
 from martlet.models.gptj import GPTJ, GPTJConfig
 from martlet.models.llama import Llama, LlamaConfig
+from martlet.models.minicpm import MiniCPM, MiniCPMConfig
+from martlet.models.minicpm3 import MiniCPM3, MiniCPM3Config
+from martlet.models.mistral import Mistral, MistralConfig
 from martlet.models.phi3 import Phi3, Phi3Config
+from martlet.models.qwen2 import Qwen2, Qwen2Config
+from martlet.models.qwen3 import Qwen3, Qwen3Config
 from martlet.models.t5 import T5, T5Config
 
 __all__ = ["load_architecture"]
@@ -35,8 +40,13 @@ _ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt_neox": lambda config: GPTNeoX(GPTNeoXConfig.from_fields(config)),
     "gptj": lambda config: GPTJ(GPTJConfig.from_fields(config)),
     "llama": lambda config: Llama(LlamaConfig.from_fields(config)),
+    "minicpm": lambda config: MiniCPM(MiniCPMConfig.from_fields(config)),
+    "minicpm3": lambda config: MiniCPM3(MiniCPM3Config.from_fields(config)),
+    "mistral": lambda config: Mistral(MistralConfig.from_fields(config)),
     "mt5": lambda config: T5(T5Config.from_fields(config)),
     "phi3": lambda config: Phi3(Phi3Config.from_fields(config)),
+    "qwen2": lambda config: Qwen2(Qwen2Config.from_fields(config)),
+    "qwen3": lambda config: Qwen3(Qwen3Config.from_fields(config)),
     "t5": lambda config: T5(T5Config.from_fields(config)),
 }
 
