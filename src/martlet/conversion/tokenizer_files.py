@@ -18,11 +18,16 @@ _HUGGING_FACE = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
     "spiece.model",
     "vocab.json",
     "merges.txt",
 )
-_HUGGING_FACE_NEEDED = frozenset({"tokenizer.json", "spiece.model", "vocab.json"})
+_HUGGING_FACE_NEEDED = frozenset({"tokenizer.json", "tokenizer.model", "spiece.model"})
+# These cut text as GPT-2 does; others with such files say how in tokenizer.json alone.
+_AS_GPT2 = frozenset({"gpt2", "gptj"})
 
 
 def find_tokenizer(
@@ -53,9 +58,11 @@ def _expected_names(family: str) -> tuple[str, ...]:
         return _PIECE_MODELS
     if family in ("cpm2", "eva"):
         return ("vocab.txt",)
-    if family == "llama":
-        return ("tokenizer.json",)
-    return ("tokenizer.json", "spiece.model")
+    if family == "t5":
+        return ("tokenizer.json", "spiece.model")
+    if family in _AS_GPT2:
+        return ("tokenizer.json", "vocab.json with merges.txt")
+    return ("tokenizer.json", "tokenizer.model")
 
 
 def _find(family: str, vocab_size: int, place: Path) -> TokenizerFiles | None:
@@ -73,7 +80,8 @@ def _find(family: str, vocab_size: int, place: Path) -> TokenizerFiles | None:
     folder = place if place.is_dir() else place.parent
     names = [place.name] if place.is_file() else _HUGGING_FACE
     files = {name: folder / name for name in names if (folder / name).is_file()}
-    return TokenizerFiles("huggingface", files) if _HUGGING_FACE_NEEDED & files.keys() else None
+    needed = _HUGGING_FACE_NEEDED | ({"vocab.json"} if family in _AS_GPT2 else set())
+    return TokenizerFiles("huggingface", files) if needed & files.keys() else None
 
 
 def _one_file(place: Path, names: tuple[str, ...]) -> Path | None:

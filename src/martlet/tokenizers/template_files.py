@@ -12,6 +12,7 @@ from martlet.errors import ModelFileError
 __all__ = ["read_chat_template", "read_special_tokens"]
 
 _TEMPLATE = "chat_template.jinja"
+_TEMPLATE_JSON = "chat_template.json"
 _CONFIG = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"
 _MAX_TEMPLATE_BYTES = 1 << 20
@@ -27,17 +28,17 @@ def read_chat_template(files: Mapping[str, Path]) -> str | None:
     """
     if _TEMPLATE in files:
         return _text_of(files[_TEMPLATE])
-    config = _object_of(files, _CONFIG)
-    given = config.get("chat_template")
+    place = _TEMPLATE_JSON if _TEMPLATE_JSON in files else _CONFIG
+    given = _object_of(files, place).get("chat_template")
     if isinstance(given, list):
-        named = {entry.get("name"): entry.get("template") for entry in given if type(entry) is dict}
-        given = named.get("default")
-    if given is None:
+        entries = [entry for entry in given if isinstance(entry, dict)]
+        given = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    if given is None or given == "":
         return None
     if not isinstance(given, str) or len(given) > _MAX_TEMPLATE_BYTES:
         raise ModelFileError(
-            f"{files[_CONFIG]}: chat_template is no text of at most {_MAX_TEMPLATE_BYTES:,} "
-            "characters; take the model's own tokenizer_config.json"
+            f"{files[place]}: chat_template is no text of at most {_MAX_TEMPLATE_BYTES:,} "
+            f"characters; take the model's own {place}"
         )
     return given
 
