@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ def make_reference(variant: Variant, folder: Path, **options: Any) -> Any:
     model = getattr(transformers, family.model)(config).eval()
     fill(model, family)
     model.save_pretrained(folder)
+    if family.renamed is not None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(family.renamed(json.loads(path.read_text()))))
     return model
 
 

@@ -7,65 +7,23 @@ cap.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+
+from oracle_llama_variants import LLAMA_FAMILIES, LLAMA_VARIANTS
+from oracle_variant import (
+    DIVISIBLE,
+    GROUPED,
+    MODERN,
+    Family,
+    Variant,
+    longrope,
+    rope,
+)
 
 __all__ = ["FAMILIES", "VARIANTS", "Family", "Variant", "variants_of"]
 
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model_type: transformers' classes for it, and what all its variants begin with.
-
-    ``embedding_scale`` is what the model multiplies embeddings by, so that the random ones are
-    made that much smaller. ``norm_center`` is where the weights of norms lie: 0 where the file
-    keeps their difference to 1. ``divisible`` are sizes whose matrices the int8 kernels take.
-    """
-
-    config: str
-    model: str
-    sizes: Options
-    divisible: Options
-    embedding_scale: float = 1.0
-    norm_center: float = 1.0
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One configuration; ``long_tokens`` asks for a text of that length besides the short ones.
-
-    ``words`` stand in the table.
-    """
-
-    family: str
-    words: str
-    options: Options = field(default_factory=dict)
-    long_tokens: int | None = None
-
-    @property
-    def id(self) -> str:
-        """A name for the test."""
-        return f"{self.family}-{self.words.replace(' ', '-')}"
-
-
-_MODERN = {
-    "vocab_size": 101,
-    "hidden_size": 48,
-    "intermediate_size": 77,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 1600,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-_GROUPED = {**_MODERN, "num_key_value_heads": 2}
-_GEMMA = {**_GROUPED, "head_dim": 14}
+_GEMMA = {**GROUPED, "head_dim": 14}
 # Four layers, so that there are two of a kind, and texts go over the edge of the window.
 _WINDOWS = {"num_hidden_layers": 4, "sliding_window": 5, "query_pre_attn_scalar": 20}
-_DIVISIBLE = {"hidden_size": 96, "intermediate_size": 160}
 _SQRT_48 = 48**0.5
 
 FAMILIES: Mapping[str, Family] = {
@@ -76,13 +34,13 @@ FAMILIES: Mapping[str, Family] = {
         {"hidden_size": 96},
     ),
     "gemma": Family(
-        "GemmaConfig", "GemmaForCausalLM", _GEMMA, _DIVISIBLE, _SQRT_48, norm_center=0.0
+        "GemmaConfig", "GemmaForCausalLM", _GEMMA, DIVISIBLE, _SQRT_48, norm_center=0.0
     ),
     "gemma2": Family(
         "Gemma2Config",
         "Gemma2ForCausalLM",
         {**_GEMMA, **_WINDOWS, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
-        _DIVISIBLE,
+        DIVISIBLE,
         _SQRT_48,
         norm_center=0.0,
     ),
@@ -111,14 +69,14 @@ FAMILIES: Mapping[str, Family] = {
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
         {**_GEMMA, **_WINDOWS, "sliding_window_pattern": 3},
-        _DIVISIBLE,
+        DIVISIBLE,
         _SQRT_48,
         norm_center=0.0,
     ),
-    "glm": Family("GlmConfig", "GlmForCausalLM", {**_GROUPED, "head_dim": 12}, _DIVISIBLE),
-    "glm4": Family("Glm4Config", "Glm4ForCausalLM", {**_GROUPED, "head_dim": 12}, _DIVISIBLE),
+    "glm": Family("GlmConfig", "GlmForCausalLM", {**GROUPED, "head_dim": 12}, DIVISIBLE),
+    "glm4": Family("Glm4Config", "Glm4ForCausalLM", {**GROUPED, "head_dim": 12}, DIVISIBLE),
     "gpt_neox": Family(
-        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**_MODERN, "num_attention_heads": 3}, _DIVISIBLE
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**MODERN, "num_attention_heads": 3}, DIVISIBLE
     ),
     "gptj": Family(
         "GPTJConfig",
@@ -135,30 +93,15 @@ FAMILIES: Mapping[str, Family] = {
         },
         {"n_embd": 96},
     ),
-    "phi3": Family("Phi3Config", "Phi3ForCausalLM", _GROUPED, _DIVISIBLE),
+    **LLAMA_FAMILIES,
+    "phi3": Family("Phi3Config", "Phi3ForCausalLM", GROUPED, DIVISIBLE),
 }
-
-
-def _rope(rope_type: str, **settings: Any) -> Options:
-    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 500.0, **settings}}
-
-
-def _longrope(original: int, num_pairs: int, **settings: Any) -> Options:
-    """Long factors are in force where a text or its cache is longer than ``original``."""
-    factors = {
-        "short_factor": [1.0 + 0.1 * pair for pair in range(num_pairs)],
-        "long_factor": [2.0 + 1.5 * pair for pair in range(num_pairs)],
-        "original_max_position_embeddings": original,
-    }
-    return {
-        **_rope("longrope", **factors, **settings),
-        "original_max_position_embeddings": original,
-    }
 
 
 _PARTIAL = {"partial_rotary_factor": 0.5}
 
 VARIANTS: tuple[Variant, ...] = (
+    *LLAMA_VARIANTS,
     Variant("bloom", "plain", long_tokens=1500),
     Variant("bloom", "heads no power of two", {"n_head": 6}),
     Variant(
@@ -170,7 +113,7 @@ VARIANTS: tuple[Variant, ...] = (
         "one key head, untied head",
         {"num_key_value_heads": 1, "tie_word_embeddings": False},
     ),
-    Variant("gemma", "attention bias, other base", {"attention_bias": True, **_rope("default")}),
+    Variant("gemma", "attention bias, other base", {"attention_bias": True, **rope("default")}),
     Variant("gemma2", "windows, soft-caps", long_tokens=1500),
     Variant(
         "gemma2",
@@ -208,7 +151,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         "glm",
         "no attention bias, all of a head turned",
-        {"attention_bias": False, **_rope("default", partial_rotary_factor=1.0)},
+        {"attention_bias": False, **rope("default", partial_rotary_factor=1.0)},
     ),
     Variant(
         "glm", "tied head, one key head", {"tie_word_embeddings": True, "num_key_value_heads": 1}
@@ -218,11 +161,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         "glm4",
         "tied head, other base",
-        {"tie_word_embeddings": True, **_rope("default", **_PARTIAL)},
+        {"tie_word_embeddings": True, **rope("default", **_PARTIAL)},
     ),
     Variant("gpt_neox", "plain", long_tokens=1500),
     Variant("gpt_neox", "one half after the other", {"use_parallel_residual": False}),
-    Variant("gpt_neox", "half of a head turned, other base", _rope("default", **_PARTIAL)),
+    Variant("gpt_neox", "half of a head turned, other base", rope("default", **_PARTIAL)),
     Variant(
         "gpt_neox",
         "no attention bias, tied head",
@@ -231,7 +174,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         "gpt_neox",
         "gelu_fast, linear rope",
-        {"hidden_act": "gelu_fast", **_rope("linear", factor=3.0, **_PARTIAL)},
+        {"hidden_act": "gelu_fast", **rope("linear", factor=3.0, **_PARTIAL)},
     ),
     Variant("gptj", "plain", long_tokens=1500),
     Variant("gptj", "all of a head turned, own n_inner", {"rotary_dim": 16, "n_inner": 77}),
@@ -239,12 +182,12 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("gptj", "relu, large eps", {"activation_function": "relu", "layer_norm_epsilon": 0.3}),
     Variant("phi3", "plain", long_tokens=1500),
     Variant("phi3", "window", {"sliding_window": 5}, long_tokens=300),
-    Variant("phi3", "longrope, short text", _longrope(64, 6)),
-    Variant("phi3", "longrope, long text", _longrope(4, 6), long_tokens=1500),
+    Variant("phi3", "longrope, short text", longrope(64, 6)),
+    Variant("phi3", "longrope, long text", longrope(4, 6), long_tokens=1500),
     Variant(
         "phi3",
         "longrope, half of a head turned, tied head",
-        {**_longrope(4, 3, **_PARTIAL), "tie_word_embeddings": True},
+        {**longrope(4, 3, **_PARTIAL), "tie_word_embeddings": True},
     ),
 )
 

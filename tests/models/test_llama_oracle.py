@@ -1,4 +1,4 @@
-"""Llama against transformers, on tiny random models taken through our converter."""
+"""Rope settings in older spellings, and those that go by the length, beside transformers' Llama."""
 
 import json
 from pathlib import Path
@@ -6,91 +6,59 @@ from typing import Any
 
 import pytest
 import torch
+from oracle_llama_variants import LLAMA_VARIANTS
+from oracle_routes import error_of, open_converted, random_ids
+from oracle_variant import Variant, longrope, rope
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.oracle
 
-SIZES = {
-    "vocab_size": 101,
-    "hidden_size": 48,
-    "intermediate_size": 77,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 200,
-}
+TOLERANCE = 1e-5
+DYNAMIC = {**rope("dynamic", factor=4.0), "max_position_embeddings": 16}
 
 
-def _reference(folder: Path, **options: Any) -> Any:
-    config = transformers.LlamaConfig(**{**SIZES, **options}, attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("embed_tokens.weight"):
-            parameter.copy_(noise)
-        elif parameter.dim() == 2:
-            parameter.copy_(noise * 1.2 * parameter.shape[1] ** -0.5)
-        else:
-            parameter.copy_(1 + 0.2 * noise)
-    model.save_pretrained(folder)
-    return model
+@pytest.fixture(scope="module")
+def make_reference() -> Any:
+    from oracle_reference import make_reference
+
+    return make_reference
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_key_value_heads": 1},
-        {"num_key_value_heads": 4},
-        {"tie_word_embeddings": True},
-        {"head_dim": 22},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
-        {"rms_norm_eps": 0.3, "num_hidden_layers": 1},
-    ],
-    ids=lambda options: ",".join(map(str, options.items())) or "plain",
+    "variant",
+    [each for each in LLAMA_VARIANTS if each.family == "llama" and "rope" in str(each.options)],
+    ids=lambda variant: variant.id,
 )
-def test_logits_equal_those_of_transformers(
-    options: dict[str, Any], tmp_path: Path, convert_model: Any, oracle: Any
+@pytest.mark.parametrize("type_name", ["type", "rope_type"])
+def test_older_spellings_of_the_rope_settings_are_read(
+    variant: Variant, type_name: str, make_reference: Any, tmp_path: Path
 ) -> None:
-    reference = _reference(tmp_path / "source", **options)
-    oracle.assert_whole_and_in_steps(convert_model(tmp_path / "source"), reference)
-
-
-def test_the_older_form_of_the_rope_settings_is_read(
-    tmp_path: Path, convert_model: Any, oracle: Any
-) -> None:
-    theirs = {"rope_type": "default", "rope_theta": 500.0}
-    reference = _reference(tmp_path / "source", rope_parameters=theirs)
+    reference = make_reference(variant, tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     config = json.loads(path.read_text())
-    assert config.pop("rope_parameters") == theirs
-    path.write_text(json.dumps({**config, "rope_theta": 500.0, "rope_scaling": None}))
-    model = convert_model(tmp_path / "source")
-    token_ids = oracle.token_ids(1, 40)
-    oracle.assert_close(model.run("decoder", token_ids), reference(token_ids).logits)
+    settings = config.pop("rope_parameters")
+    config["rope_theta"] = settings.pop("rope_theta")
+    settings[type_name] = settings.pop("rope_type")
+    path.write_text(json.dumps({**config, "rope_scaling": settings}))
+    model = open_converted(tmp_path / "source", tmp_path / "converted")
+    token_ids = random_ids(1, 40)
+    assert error_of(model.run("decoder", token_ids), reference(token_ids).logits) <= TOLERANCE
 
 
-def test_logits_are_right_up_to_the_last_position(
-    tmp_path: Path, convert_model: Any, oracle: Any
+@pytest.mark.parametrize("options", [DYNAMIC, longrope(20, 6)], ids=["dynamic", "longrope"])
+def test_the_room_of_the_cache_decides_about_rotations_that_go_by_the_length(
+    options: dict[str, Any], make_reference: Any, tmp_path: Path
 ) -> None:
-    reference = _reference(tmp_path / "source", max_position_embeddings=1500)
-    model = convert_model(tmp_path / "source")
-    token_ids = oracle.token_ids(1, 1500)
+    """A text that may become long is turned as a long one from its first token on."""
+    reference = make_reference(Variant("llama", "by length", options), tmp_path / "source")
+    model = open_converted(tmp_path / "source", tmp_path / "converted")
+    token_ids = random_ids(1, 40)
     theirs = reference(token_ids).logits
-    oracle.assert_close(model.run("decoder", token_ids), theirs)
-    cache = model.new_cache(1, 1500)
-    parts = [model.run("decoder", p, cache) for p in token_ids.split([1490] + [1] * 10, dim=1)]
-    oracle.assert_close(torch.cat(parts, dim=1), theirs)
-
-
-def test_a_row_among_longer_ones_equals_transformers_alone(
-    tmp_path: Path, convert_model: Any, oracle: Any
-) -> None:
-    reference = _reference(tmp_path / "source")
-    oracle.assert_rows_are_as_alone(convert_model(tmp_path / "source"), reference)
-
-
-def test_int8_stays_near_the_float_model(tmp_path: Path, convert_model: Any, oracle: Any) -> None:
-    reference = _reference(tmp_path / "source", hidden_size=96, intermediate_size=160)
-    oracle.assert_int8_is_near(convert_model(tmp_path / "source", quantize="int8"), reference)
+    assert error_of(model.run("decoder", token_ids), theirs) <= TOLERANCE
+    cache = model.new_cache(1, 40)
+    parts = [model.run("decoder", part, cache) for part in token_ids.split([7, 30, 1, 1, 1], 1)]
+    assert error_of(torch.cat(parts, dim=1), theirs) <= TOLERANCE
+    short = token_ids[:, :12]
+    in_short_room = model.run("decoder", short, model.new_cache(1, 12))
+    assert error_of(in_short_room, reference(short).logits) <= TOLERANCE
+    assert error_of(in_short_room, model.run("decoder", short, model.new_cache(1, 40))) > 0.01
