@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from martlet.kernels import tiled
-from martlet.kernels.cpu.native import NativeError, load_native
+from martlet.kernels.cpu.native import NativeError, load_native, openmp
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import GroupedTensor
 
@@ -140,7 +140,7 @@ def native_kernel(library: ctypes.CDLL) -> Kernel:
         raise NativeError("the library has no martlet_grouped_linear") from error
     function.argtypes = (ctypes.POINTER(_Product), ctypes.c_void_p, ctypes.c_uint)
     function.restype = ctypes.c_int
-    parallel = _openmp()
+    parallel = openmp()
 
     def multiply(x: Tensor, weight: GroupedTensor) -> Tensor:
         out_features, in_features = weight.shape
@@ -157,14 +157,6 @@ def native_kernel(library: ctypes.CDLL) -> Kernel:
         return y
 
     return multiply
-
-
-def _openmp() -> ctypes.c_void_p | None:
-    """What starts work on torch's own threads: a second set would compete with it for the cores."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
-    except AttributeError:
-        return None
 
 
 _SELF_TEST_FORMATS = (

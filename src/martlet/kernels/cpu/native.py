@@ -1,8 +1,8 @@
 """From C to machine code for this very processor, by the system's own compiler.
 
-Only what multiplies weights in groups needs it, and only when that is first used: about a second,
-then the code is in the user's cache. Where there is no compiler, an image or a package may bring
-the library beside its source, compiled for every processor with AVX2.
+Only what multiplies weights in groups or rounds large ones needs it, and only when that is first
+used: about a second, then the code is in the user's cache. Where there is no compiler, an image or
+a package may bring the library beside its source, compiled for every processor with AVX2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from martlet.kernels.code_cache import cache_key, read_code, write_code
 
-__all__ = ["NativeError", "find_compiler", "load_native", "load_packaged", "open_library"]
+__all__ = ["NativeError", "find_compiler", "load_native", "load_packaged", "open_library", "openmp"]
 
 _COMPILERS = ("cc", "gcc", "clang")
 # Contracted products would be rounded differently where a compiler sees fit, and a row's bits must
@@ -113,6 +113,14 @@ def open_library(code: bytes, name: str) -> ctypes.CDLL:
     except OSError as error:
         os.close(handle)
         raise NativeError(f"the library cannot be loaded: {error}") from error
+
+
+def openmp() -> ctypes.c_void_p | None:
+    """What starts work on torch's own threads: a second set would compete with it for the cores."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except AttributeError:
+        return None
 
 
 def load_packaged(name: str) -> ctypes.CDLL:
