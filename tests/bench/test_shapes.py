@@ -7,7 +7,7 @@ from martlet.errors import ModelFileError, UsageError
 from martlet.models.config import load_architecture
 
 # As published: CPM-1 in its repository; CPM-2 and EVA counted from the released configurations;
-# Llama 3 8B, Llama 2 7B and T5 11B as the sizes of the released checkpoints say.
+# Llama 3 8B, Llama 2 7B, T5 11B and Qwen3 as the sizes of the released checkpoints say.
 PARAMETERS = {
     "cpm2-11b": 11_087_097_856,
     "cpm1": 2_597_073_920,
@@ -16,6 +16,9 @@ PARAMETERS = {
     "llama-8b": 8_030_261_248,
     "llama-7b": 6_738_415_616,
     "t5-11b": 11_307_321_344,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
 }
 
 

@@ -13,7 +13,7 @@ __all__ = ["LLAMA_FAMILIES", "LLAMA_VARIANTS"]
 def _minicpm(config: dict[str, Any]) -> dict[str, Any]:
     """Granite's multipliers in the words of MiniCPM 1, 2 and 4."""
     assert config.pop("attention_multiplier") == _ATTENTION_SCALE
-    assert config.pop("mlp_bias") is False
+    assert not config.pop("mlp_bias", False)
     own = {
         "model_type": "minicpm",
         "scale_emb": config.pop("embedding_multiplier"),

@@ -18,8 +18,9 @@ by_variant = pytest.mark.parametrize("variant", FLAT, ids=lambda variant: varian
 
 
 def _architecture(variant: Variant) -> Any:
-    sizes = FAMILIES[variant.family].sizes
-    return load_architecture({"model_type": variant.family, **sizes, **variant.options})
+    family = FAMILIES[variant.family]
+    config = {"model_type": variant.family, **family.sizes, **variant.options}
+    return load_architecture(config if family.renamed is None else family.renamed(config))
 
 
 def _inputs(model: Model, name: str) -> Any:

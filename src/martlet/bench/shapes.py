@@ -47,7 +47,18 @@ _LLAMA = {
     "tie_word_embeddings": False,
 }
 
-# Parameters: 11.09, 2.60, 2.84, 8.03, 6.74 and 11.31 thousand million.
+_QWEN3 = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
+# Parameters: 11.09, 2.60, 2.84, 8.03, 6.74, 11.31, 8.19, 14.77 and 32.76 thousand million.
 _ALL = (
     Shape(
         "cpm2-11b",
@@ -114,6 +125,39 @@ _ALL = (
             "num_heads": 128,
             "feed_forward_proj": "relu",
             "tie_word_embeddings": True,
+        },
+    ),
+    Shape(
+        "qwen3-8b",
+        "qwen3",
+        {
+            **_QWEN3,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+        },
+    ),
+    Shape(
+        "qwen3-14b",
+        "qwen3",
+        {
+            **_QWEN3,
+            "hidden_size": 5120,
+            "intermediate_size": 17408,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+        },
+    ),
+    Shape(
+        "qwen3-32b",
+        "qwen3",
+        {
+            **_QWEN3,
+            "hidden_size": 5120,
+            "intermediate_size": 25600,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 64,
         },
     ),
 )
