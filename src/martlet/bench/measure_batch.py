@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from martlet.api.loading import load
+from martlet.api.opening import open_model
 from martlet.bench.numbered_tokens import NumberedTokens
 from martlet.bench.opening import Setting, open_shape_for_batch
 from martlet.bench.record import checkout_commit
 from martlet.bench.shapes import Shape
-from martlet.checkpoint.store import open_store
 from martlet.device.gpu_memory import GpuMemoryWatch, nvml_reader
 from martlet.device.probe import peak_rss_bytes, probe_cpu
 from martlet.engine.batch import Batch
@@ -26,7 +26,6 @@ from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.batch_text import Event, Failed, Started
 from martlet.engine.generator import Generator
 from martlet.engine.request import Context, Finished, Request, SamplingParams, Suppress, TokenEvent
-from martlet.hub.catalogue import resolve
 from martlet.memory.executor import Executor
 from martlet.models.architecture import Architecture
 
@@ -168,7 +167,7 @@ def measure_model_batch(
     common = {
         **_machine(executor, model.batch_limits),
         "shape": name,
-        "quantize": open_store(resolve(name)).quantize,
+        "quantize": open_model(name).forms(None).quantize,
         "gpu_memory_budget_bytes": None,
         "command": command,
         "peak_gpu_process_bytes": watch.peak_bytes if executor.device.type == "cuda" else None,
