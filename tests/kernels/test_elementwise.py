@@ -56,6 +56,26 @@ def test_norms_around_one_and_what_they_are_added_to(dtype: torch.dtype, columns
         _assert_near(ours, (residual.cpu() + expected).cuda(), dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("head_dim", "num_pairs"), [(128, 64), (64, 16), (80, 40), (256, 32)])
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_heads_are_turned_as_on_the_processor(
+    dtype: torch.dtype, head_dim: int, num_pairs: int, is_interleaved: bool
+) -> None:
+    fused = _randn(2, 9, 5 * head_dim, dtype=dtype)
+    x = fused[..., head_dim : 4 * head_dim].unflatten(2, (3, head_dim)).transpose(1, 2)
+    angle = 3 * torch.rand(2, 1, 9, num_pairs, device="cuda")
+    weight = _randn(head_dim, dtype=dtype, seed=1)
+    for shared in (False, True):
+        cos, sin = angle[: 1 if shared else 2].cos(), angle[: 1 if shared else 2].sin()
+        for norm in (None, ops.Norm(weight, None, 1e-6), ops.Norm(weight, None, 1e-6, 1.0)):
+            ours = ops.turn_heads(x, norm, cos, sin, is_interleaved)
+            on_processor = norm and ops.Norm(weight.cpu(), None, norm.eps, norm.offset)
+            # 80 components in halves of 40 are no whole vectors of the other half's, others are.
+            expected = ops.turn_heads(x.cpu(), on_processor, cos.cpu(), sin.cpu(), is_interleaved)
+            _assert_near(ours, expected.cuda(), dtype)
+
+
 def test_a_norm_of_large_numbers_does_not_overflow() -> None:
     x = torch.full((3, 512), 60000.0, dtype=torch.float16, device="cuda")
     ours = ops.norm(x, ops.Norm(torch.ones_like(x[0]), None, 1e-6))

@@ -26,6 +26,7 @@ from martlet.kernels.pointwise import (
     relu,
     rotary,
     silu,
+    turn_heads,
 )
 from martlet.kernels.products import embedding, gated_linear, linear, linears, logits
 from martlet.kernels.steps import (
@@ -61,6 +62,7 @@ __all__ = [
     "silu",
     "step_attention",
     "step_embedding",
+    "turn_heads",
 ]
 
 

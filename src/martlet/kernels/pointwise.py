@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own documentation calls it F
 from torch import Tensor
 
-from martlet.kernels.cuda import elementwise
+from martlet.kernels.cuda import elementwise, heads
 from martlet.kernels.norm import Norm
 
-__all__ = ["ACTIVATIONS", "add_norm", "gelu", "gelu_tanh", "norm", "relu", "rotary", "silu"]
+__all__ = [
+    "ACTIVATIONS",
+    "add_norm",
+    "gelu",
+    "gelu_tanh",
+    "norm",
+    "relu",
+    "rotary",
+    "silu",
+    "turn_heads",
+]
 
 
 def norm(x: Tensor, parameters: Norm) -> Tensor:
@@ -83,6 +93,22 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": relu,
     "silu": silu,
 }
+
+
+def turn_heads(
+    x: Tensor, norm_of_heads: Norm | None, cos: Tensor, sin: Tensor, is_interleaved: bool = False
+) -> Tensor:
+    """``rotary(norm(x), cos, sin)`` of the heads of a pass; without a norm the turn alone.
+
+    Shapes:
+        x: (batch, num_heads, num_tokens, head_dim)
+        cos, sin: (batch or 1, 1, num_tokens, num_pairs), float32
+        return: as x
+    """
+    if heads.can_turn(x, norm_of_heads, cos, is_interleaved):
+        return heads.turn(x, norm_of_heads, cos, sin, is_interleaved)
+    normal = x if norm_of_heads is None else norm(x, norm_of_heads)
+    return rotary(normal, cos, sin, is_interleaved)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool = False) -> Tensor:

@@ -118,10 +118,11 @@ def self_attention(
         return _step_attention(qkv, heads, step, cache, layer, norms)
     q, k = split_heads(queries, heads.num_heads), split_heads(keys, heads.num_kv_heads)
     v = split_heads(values, heads.num_kv_heads)
-    if norms is not None:
-        q, k = ops.norm(q, norms[0]), ops.norm(k, norms[1])
+    q_norm, k_norm = norms or (None, None)
     if step.rotation is not None:
-        q, k = step.rotation.turn(q), step.rotation.turn(k)
+        q, k = step.rotation.turn(q, q_norm), step.rotation.turn(k, k_norm)
+    else:
+        assert norms is None, "head norms come with rotary positions"
     starts = (0,) * q.shape[0] if cache is None else cache.lengths
     if cache is not None and are_few(q):
         cache.write(layer, k, v, step.counts)

@@ -55,14 +55,14 @@ class Rotation:
     sin: Tensor
     is_interleaved: bool = False
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Queries or keys turned to their positions.
+    def turn(self, x: Tensor, norm: ops.Norm | None = None) -> Tensor:
+        """Queries or keys turned to their positions, after the norm of each head if there is one.
 
         Shapes:
             x: (batch, num_heads, num_tokens, head_dim)
             return: the same
         """
-        return ops.rotary(x, self.cos, self.sin, self.is_interleaved)
+        return ops.turn_heads(x, norm, self.cos, self.sin, self.is_interleaved)
 
 
 def rotation(turn: ops.Turn, starts: Sequence[int], num_tokens: int) -> Rotation:

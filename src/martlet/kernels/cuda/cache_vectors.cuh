@@ -7,21 +7,6 @@
 #define CACHE_INT8 0
 #endif
 
-// Those of a warp's lanes that stand together in groups of `lanes`, this lane among them.
-template <int lanes>
-__device__ __forceinline__ u32 lanes_together() {
-    return (0xffffffffu >> (32 - lanes)) << (threadIdx.x & 31 & ~(lanes - 1));
-}
-
-// A sum over them, all of which must come here.
-template <int lanes>
-__device__ __forceinline__ float sum_of_lanes(float value) {
-#pragma unroll
-    for (int distance = lanes / 2; distance; distance >>= 1)
-        value += __shfl_xor_sync(lanes_together<lanes>(), value, distance);
-    return value;
-}
-
 #if CACHE_INT8
 
 typedef signed char cache_t;

@@ -124,9 +124,9 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         }
         for number, gated, chunks, format, (warps, depth, blocks) in (
             (0, 0, 4, _GROUPED[0], (16, 2, 2)),
-            (1, 1, 4, _GROUPED[1], (16, 2, 2)),
+            (1, 1, 4, _GROUPED[1], (16, 4, 1)),
             (2, 0, 10, _GROUPED[2], (16, 2, 2)),
-            (0, 1, 8, _GROUPED[3], (16, 2, 2)),
+            (0, 0, 8, _GROUPED[3], (16, 4, 2)),
             (1, 0, 8, _INT8, (16, 4, 2)),
             (0, 0, 15, _INT8, (32, 5, 1)),
             (2, 1, 8, _INT8, (16, 4, 1)),
@@ -150,5 +150,10 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
     "pack_rows": [{"ACTIVATION_TYPE": number} for number in _TYPES],
     "round_rows": [{"ACTIVATION_TYPE": number, "NORM": number} for number in _TYPES],
     "sample": [{}],
+    "turn": [
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128},
+        {"ACTIVATION_TYPE": 1, "HEAD_DIM": 128, "HEAD_NORM": 1},
+        {"ACTIVATION_TYPE": 2, "HEAD_DIM": 80, "HEAD_NORM": 1},
+    ],
     "step": [{"ACTIVATION_TYPE": number} for number in _TYPES],
 }
