@@ -39,7 +39,7 @@ def test_the_python_examples_run(page, monkeypatch, tiny_cpm1, tiny_cpm2, tiny_e
             raise ModelNotFoundError(name)
         return folders[name]
 
-    monkeypatch.setattr("martlet.api.loading.resolve", resolve)
+    monkeypatch.setattr("martlet.api.opening.locate", resolve)
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
     )

@@ -71,7 +71,6 @@ class HubServer:
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
         self.listing_faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
-        self.sent_bytes = 0
         self._servers = []
         for host in ("hub", "cdn"):
             server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -110,6 +109,9 @@ class HubServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         hub: HubServer = self.server.hub
         token = self.headers.get("Authorization")
@@ -187,8 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
-        self.server.hub.sent_bytes += len(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *args) -> None:
         """Nothing on the terminal."""

@@ -13,6 +13,7 @@ from martlet.device.probe import Gpu
 from martlet.device.size import parse_bytes
 from martlet.engine.load_options import LoadOptions
 from martlet.engine.loaded_weights import LoadProgress
+from martlet.hub.locate import short_name
 from martlet.memory.plan import Bandwidth, Plan
 from martlet.quantization.kv_form import KVForm
 
@@ -74,7 +75,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
             8, 4, 2 or 1, the most whose caches take a quarter of the memory that computes at most.
             None = one text, without a batch.
         context: tokens of the decoder in a slot, at most; None = the positions of the model, but
-            no more than 2048, or 512 where it has no limit.
+            no more than 4096, or 512 where it has no limit.
         kv_cache: "int8" keeps the keys and values of attention as integers with a scale for each
             vector of a head, in about half the bytes of float16; "none" in the type of the
             activations.
@@ -89,7 +90,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
     options = LoadOptions(gpu_memory, ram, quantize, device, num_threads, slots, context, kv_cache)
     opened = open_model(model)
     planned = opened.plan(options)
-    name = Path(model).name or str(model)
+    name = short_name(str(model))
     task_model = opened.load(name, planned, progress)
     quantize = planned.forms.quantize
     quantized = None if quantize == "none" else quantize

@@ -10,7 +10,7 @@ from martlet.conversion.detect import open_direct
 from martlet.conversion.source_files import SourceFiles
 from martlet.engine.loading import OpenedModel
 from martlet.engine.model_files import ModelFiles, StoreFiles
-from martlet.hub.catalogue import resolve
+from martlet.hub.locate import locate
 
 __all__ = ["open_files", "open_model"]
 
@@ -18,11 +18,15 @@ __all__ = ["open_files", "open_model"]
 def open_model(model: str | Path) -> OpenedModel:
     """The model of that name or at that path, its headers checked; no weight has been read.
 
+    One of the hub that is not here is fetched first, without a word: callers that talk to people
+    ask ``martlet.hub.locate`` for it before.
+
     Raises:
         ModelNotFoundError: there is no such model.
+        DownloadError: it is on the hub, and cannot be fetched.
         ModelFileError: its files are damaged or do not belong together.
     """
-    return OpenedModel(open_files(resolve(model)))
+    return OpenedModel(open_files(locate(model)))
 
 
 def open_files(path: Path) -> ModelFiles:

@@ -84,7 +84,10 @@ def inside_folder(folder: Path, name: object, *, named_by: Path) -> Path:
     root = folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        allowed.append(root.parent.parent / "blobs")
+        cached = root.parent.parent
+        # What several repositories share lies one level up, by the first letters of its hash.
+        shared = cached.parent / "blobs" / path.resolve().name[:2]
+        allowed += [cached / "blobs", shared]
     if path.resolve().parent not in allowed:
         raise ModelFileError(f"{named_by}: {name} is a link that leads out of the folder")
     return path

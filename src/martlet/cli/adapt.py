@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import TEXT, as_json, device_options
 from martlet.cli.output import duration, peak_memory, print_json, print_text
 from martlet.cli.progress import Meter
@@ -69,6 +70,9 @@ def command(model: str, dst: Path, as_json: bool, **options: Any) -> None:
     from martlet.api.adapting_options import AdaptationOptions
 
     own = {name: options.pop(name) for name in _OWN}
+    for name in (model, own["teacher"]):
+        if name is not None:
+            locate_model(str(name))
     with Meter("adapting", has_lines_of_detail=True) as meter:
         report = adapt(
             model, dst, options=AdaptationOptions(**options), progress=meter.update, **own

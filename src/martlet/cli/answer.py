@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import LoadOptions
 from martlet.cli.output import duration, note, read_standard_input
 from martlet.cli.progress import Loading
@@ -26,7 +27,8 @@ __all__ = [
 
 
 def load_model(name: str, loading: LoadOptions) -> Model:
-    """The model of that name, placed as the flags ask."""
+    """The model of that name, placed as the flags ask; fetched first where it is not here."""
+    locate_model(name)
     with Loading(f"loading {name}") as shown:
         # Imported here, so that the spinner turns while torch is imported.
         from martlet.api import load
@@ -55,13 +57,20 @@ def report_answer(stats: Stats | None, plan: Plan) -> None:
     note(f"{describe_speed(stats)}; {plan.describe()}")
 
 
-def report_speed(stats: Stats | None) -> None:
-    """Say on stderr how fast an answer of a session came, and why it ended if not by itself."""
+def report_speed(stats: Stats | None, max_tokens: int | None = None) -> None:
+    """Say on stderr how fast an answer of a session came, and what ended it if not the model.
+
+    ``max_tokens`` is what the answer could have; None where it does not matter.
+    """
     if stats is None:
         note("stopped")
         return
-    ends = {"cancelled": "; stopped", "length": "; cut off here, see /set max_tokens"}
-    note(describe_speed(stats) + ends.get(stats.finish_reason, ""))
+    end = ""
+    if stats.finish_reason == "cancelled":
+        end = "; stopped"
+    elif stats.finish_reason == "length" and max_tokens is not None:
+        end = "; max_tokens reached" if stats.output_tokens >= max_tokens else "; context full"
+    note(describe_speed(stats) + end)
 
 
 def describe_speed(stats: Stats) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import TEXT, LoadOptions, as_json, load_options
 from martlet.cli.output import duration, print_json, print_text
 from martlet.cli.progress import Meter
@@ -127,6 +128,7 @@ def _measure_model(model: str, lengths: _Lengths, loading: LoadOptions) -> Recor
         lengths.output_tokens or _MODEL_OUTPUT_TOKENS,
         lengths.repetitions,
     )
+    locate_model(model)
     with Meter("measuring") as meter:
         return measure(
             model,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from martlet.cli.options import TEXT, as_json
+from martlet.cli.fetching import locate_checkpoint
+from martlet.cli.options import TEXT, as_json, offline_option
 from martlet.cli.output import duration, print_json, print_text
 from martlet.cli.progress import Meter
 from martlet.device.size import format_bytes
@@ -16,7 +17,7 @@ __all__ = ["command"]
 
 
 @click.command("convert")
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=TEXT)
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--quantize",
@@ -37,9 +38,10 @@ __all__ = ["command"]
     help="Attention heads, for a checkpoint that does not tell.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is a model folder.")
+@offline_option
 @as_json
 def command(  # noqa: PLR0913 - one parameter a flag
-    source: Path,
+    source: str,
     destination: Path,
     quantize: str | None,
     tokenizer: Path | None,
@@ -49,14 +51,15 @@ def command(  # noqa: PLR0913 - one parameter a flag
 ) -> None:
     """Convert the checkpoint at SRC into the model folder DST.
 
-    SRC is a folder of Megatron or DeepSpeed shards, a Hugging Face folder or a BMInf checkpoint.pt;
-    its layout is found out by itself. DST appears whole or not at all.
+    SRC is a folder of Megatron or DeepSpeed shards, a Hugging Face folder, a BMInf checkpoint.pt
+    or ORG/NAME on the hub; its layout is found out by itself. DST appears whole or not at all.
     """
     from martlet.conversion.convert import convert
 
+    path = locate_checkpoint(source)
     with Meter("converting") as meter:
         report = convert(
-            source,
+            path,
             destination,
             quantize=quantize,
             tokenizer=tokenizer,

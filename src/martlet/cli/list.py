@@ -16,16 +16,15 @@ __all__ = ["command"]
 @click.command("list")
 @as_json
 def command(as_json: bool) -> None:
-    """List the models that can be called by name, with what each is best at."""
-    from martlet.hub.catalogue import Catalogue
+    """List the models that are here: bundled, in the models directory, in the hub's cache."""
+    from martlet.hub.catalogue import Catalogue, list_models
 
-    catalogue = Catalogue()
-    entries = catalogue.entries()
+    entries = list_models()
     if as_json:
         print_json([{**asdict(entry), "path": str(entry.path)} for entry in entries])
         return
     if not entries:
-        note("no models here; make one with `martlet convert SRC DST`")
+        note("no models here; fetch one with `martlet pull ORG/NAME`")
         return
     rows = [("name", "family", "task", "weights", "size", "from")]
     for entry in entries:
@@ -43,4 +42,4 @@ def command(as_json: bool) -> None:
     for entry in entries:
         if entry.problem:
             note(f"{entry.name} cannot be loaded: {entry.problem}")
-    note(f"model folders in {catalogue.models_dir} have names too; any other by its path")
+    note(f"what lies in {Catalogue().models_dir} has a name too; any other model by its path")

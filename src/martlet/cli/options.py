@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, TypeVar
@@ -25,6 +26,7 @@ __all__ = [
     "load_options",
     "load_options_of_several",
     "model_argument",
+    "offline_option",
     "sampling_options",
     "serving_options",
 ]
@@ -112,6 +114,21 @@ class ServingOptions:
 model_argument = click.argument("model", type=TEXT)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
+
+def _go_offline(context: click.Context, parameter: click.Parameter, is_offline: bool) -> None:
+    """For this process and those that it starts, before the hub's library reads its variables."""
+    if is_offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+offline_option = click.option(
+    "--offline",
+    is_flag=True,
+    expose_value=False,
+    callback=_go_offline,
+    help="Open no connection: only models that are here.",
+)
+
 _DEVICE = (
     click.option("--gpu-memory", type=SIZE, help="GPU memory to use at most, e.g. 6GiB."),
     click.option("--ram", type=SIZE, help="RAM to use at most, e.g. 16GiB."),
@@ -122,6 +139,7 @@ _DEVICE = (
         show_default=True,
         help="Where to compute.",
     ),
+    offline_option,
 )
 
 _PLACE = (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import TEXT, LoadOptions, as_json, load_options_of_several
 from martlet.cli.output import note, print_json, print_table, print_text
 from martlet.cli.progress import Meter, working
@@ -49,6 +50,8 @@ def command(
     perplexity, KL divergence in nats for a token, and how often the likeliest token is the same.
     """
     text = read_text_file(file, "the text").text
+    for model in (*models, *([] if against is None else [against])):
+        locate_model(model)
     with working("loading torch"):
         from martlet.api.comparing import compare_formats
     variants = _variants(models, against, loading)

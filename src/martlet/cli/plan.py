@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import (
     LoadOptions,
     ServingOptions,
@@ -59,6 +60,7 @@ def command(
     Rates are those that are reached, about 0.8 of what a data sheet says. With --slots it shows
     what serving so many texts at a time would take.
     """
+    locate_model(model)
     if any(rate is not None for rate in rates.values()):
         plan = _plan_for_card(model, loading, serving, **rates)
     else:

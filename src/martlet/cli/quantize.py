@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import TEXT, as_json, device_options
 from martlet.cli.output import duration, note, peak_memory, print_json, print_text
 from martlet.cli.progress import Meter
@@ -82,6 +83,7 @@ def command(as_json: bool, **options: Any) -> None:
     """
     from martlet.api.compressing import quantize
 
+    locate_model(options["src"])
     with Meter("compressing") as meter:
 
         def tell(done: int, total: int, what: str) -> None:

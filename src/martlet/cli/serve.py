@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from martlet.cli.fetching import locate_model
 from martlet.cli.options import (
     TEXT,
     LoadOptions,
@@ -146,16 +147,19 @@ def command(
 
 
 def _models(names: tuple[str, ...], options: dict[str, Any]) -> tuple[ModelSettings, ...]:
-    """What to serve; a name that leads nowhere is told before anything starts."""
-    from martlet.hub.catalogue import BUNDLED, resolve
+    """What to serve; what is not here is fetched, or told to be nowhere, before anything starts."""
+    from martlet.hub.catalogue import BUNDLED
+    from martlet.hub.locate import short_name
     from martlet.server.settings import ModelSettings
 
     if options["slots"] is None:
         options["slots"] = "auto"
     models = []
     for name in names or BUNDLED:
-        folder = resolve(name).resolve()
-        models.append(ModelSettings(Path(name).name or folder.name, str(folder), options))
+        path = locate_model(name)
+        # A file keeps its name: in the hub's cache it is a link to one that has none.
+        path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+        models.append(ModelSettings(short_name(name), str(path), options))
     return tuple(models)
 
 

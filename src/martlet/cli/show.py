@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from martlet.cli.options import TEXT, as_json
+from martlet.cli.fetching import locate_model
+from martlet.cli.options import TEXT, as_json, offline_option
 from martlet.cli.output import print_json, print_text
 from martlet.device.size import format_bytes
 
 if TYPE_CHECKING:
     from martlet.checkpoint.planned import PlannedWeight
-    from martlet.checkpoint.store import Store
+    from martlet.engine.model_files import ModelFiles
 
 __all__ = ["command"]
 
@@ -23,13 +24,14 @@ _CARD_NAMES = ("MODEL_CARD.md", "README.md")
 
 @click.command("show")
 @click.argument("model", type=TEXT)
+@offline_option
 @as_json
 def command(model: str, as_json: bool) -> None:
     """Show what MODEL consists of: family, size, blocks, tokenizer, configuration."""
-    from martlet.checkpoint.store import open_store
-    from martlet.hub.catalogue import resolve
+    path = locate_model(model)
+    from martlet.api.opening import open_files
 
-    facts = describe(model, open_store(resolve(model)))
+    facts = describe(model, open_files(path))
     if as_json:
         print_json(facts)
         return
@@ -61,37 +63,38 @@ def command(model: str, as_json: bool) -> None:
             print_text(f"  {_line(name)}: {_line(value)}")
 
 
-def describe(name: str, store: Store) -> dict[str, Any]:
-    """All facts about an opened model folder, as JSON has them."""
+def describe(name: str, files: ModelFiles) -> dict[str, Any]:
+    """All facts about a model's files, as JSON has them."""
     from martlet.compression.recipe import bits_per_weight
     from martlet.models.family import TASKS_OF_FAMILY
 
-    weights = [weight for block in store.block_names for weight in store.block_weights(block)]
-    tokenizer = store.tokenizer
-    cards = (store.folder / card for card in _CARD_NAMES)
-    card = next((str(path) for path in cards if path.is_file()), None)
+    blocks = {block: files.block_weights(block) for block in files.block_names}
+    weights = [weight for block in blocks.values() for weight in block]
+    tokenizer = files.tokenizer_files
+    folder = files.location if files.location.is_dir() else files.location.parent
+    card = next((str(folder / card) for card in _CARD_NAMES if (folder / card).is_file()), None)
     return {
         "model": name,
-        "path": str(store.folder),
-        "family": store.family,
-        "tasks": list(TASKS_OF_FAMILY[store.family]),
-        "quantize": store.quantize,
+        "path": str(files.location),
+        "family": files.family,
+        "tasks": list(TASKS_OF_FAMILY.get(files.family, ())),
+        "quantize": files.quantize,
         "parameters": sum(weight.numel for weight in weights),
         "bits_per_weight": bits_per_weight(weights),
         "formats": _by_format(weights),
-        "compression": dict(store.manifest.compression),
-        "weight_bytes": store.nbytes,
+        "compression": dict(files.compression),
+        "weight_bytes": files.nbytes,
         "blocks": [
             {
-                "name": block,
-                "nbytes": store.block_nbytes(block),
-                "parameters": sum(weight.numel for weight in store.block_weights(block)),
+                "name": name,
+                "nbytes": sum(weight.nbytes for weight in block),
+                "parameters": sum(weight.numel for weight in block),
             }
-            for block in store.block_names
+            for name, block in blocks.items()
         ],
-        "tokenizer": tokenizer and {"kind": tokenizer.kind, "files": list(tokenizer.files)},
-        "generation": store.generation,
-        "config": store.config,
+        "tokenizer": tokenizer and {"kind": tokenizer[0], "files": list(tokenizer[1])},
+        "generation": dict(files.generation),
+        "config": dict(files.config),
         "model_card": card,
     }
 

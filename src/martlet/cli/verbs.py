@@ -27,8 +27,10 @@ VERBS = {
     "write": "Continue an opening.",
     "chat": "Talk with a dialogue model.",
     "serve": "Serve models over HTTP, with a web app.",
+    "pull": "Fetch a model from the Hugging Face hub.",
     "list": "List the models that are here (alias: ls).",
     "show": "Show what a model consists of.",
+    "rm": "Remove a model that was fetched or converted.",
     "plan": "Show where the weights of a model would live.",
     "bench": "Measure the speed of a model on this machine.",
     "perplexity": "Measure how well a model predicts a text.",
@@ -95,7 +97,8 @@ class VerbGroup(click.Group):
 def verbs(debug: bool) -> None:
     """Run language models that are bigger than the machine.
 
-    MODEL is a bundled name (cpm1-mini, cpm2-mini, eva-mini) or a local model folder.
+    MODEL is a bundled name (cpm1-mini, cpm2-mini, eva-mini), a model folder or GGUF file, or
+    ORG/NAME on the Hugging Face hub, which is fetched when it is first used.
     """
 
 

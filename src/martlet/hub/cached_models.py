@@ -51,11 +51,11 @@ def _revision_entries(repo: str, revision: CachedRevisionInfo) -> Iterator[Model
     folder = revision.snapshot_path
     names = file_names(folder)
     if not missing_files(folder, names):
-        yield describe_folder(f"{repo}{at}", folder, "cache")
+        yield describe_folder(f"{repo}{at}", folder, "hub")
     for model in gguf_models(names):
         if model.is_whole():
             files = [folder / name for name in model.files]
-            yield describe_gguf(f"{repo}{at}:{Path(model.name).name}", files, "cache")
+            yield describe_gguf(f"{repo}{at}:{Path(model.name).name}", files, "hub")
 
 
 def _interrupted(repo: str, folder: Path) -> Iterator[ModelEntry]:
@@ -65,7 +65,7 @@ def _interrupted(repo: str, folder: Path) -> Iterator[ModelEntry]:
         yield ModelEntry(
             repo,
             folder,
-            "cache",
+            "hub",
             problem=f"the pull was interrupted, {format_bytes(arrived_bytes)} are here; "
             f"martlet pull {repo} goes on, martlet rm {repo} removes it",
         )

@@ -17,7 +17,7 @@ from martlet.models.family import TASKS_OF_FAMILY, Task
 
 __all__ = ["ModelEntry", "Origin", "describe_folder", "describe_gguf", "is_gguf", "is_model_folder"]
 
-Origin = Literal["bundled", "local", "cache"]
+Origin = Literal["bundled", "local", "hub"]
 
 _GGUF_MAGIC = b"GGUF"
 _LONGEST_CONFIG_BYTES = 4 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from martlet.errors import ModelNotFoundError
@@ -75,8 +76,8 @@ def pull_model(
 def short_name(model: str) -> str:
     """What messages and clients call a model: the last part of its path or of its hub name."""
     head, colon, wanted = model.partition(":")
-    if Path(model).exists() or "/" not in head:
-        return Path(model).name or model
+    if os.path.exists(model) or "/" not in head:
+        return Path(os.path.abspath(model)).name or model
     name = Path(head.partition("@")[0]).name
     return f"{name}:{Path(wanted).name}" if colon else name
 
