@@ -32,13 +32,12 @@ class _Form:
     blocks: int
 
 
-# With groups; measured on an H200 with the products of an 11B decoder: fewer warps, or one block,
-# cost 5 to 20 %; loads that run 4 chunks ahead gain 5 % where blocks have several tiles, else lose
-# 10 %.
-_GROUPED = _Form(16, 2, 2)
-# Without; measured with those of 8B, 14B and 32B decoders: loads that run ahead less, or so far
-# that registers spill, cost 10 to 50 %. Many inputs want many warps; two matrices at a time want
-# the registers of two blocks.
+# Measured on an H200 with the products of 8B, 11B, 14B and 32B decoders. Two matrices at a time
+# want the registers of two blocks. Loads that run ahead less cost 10 %, so far that registers spill
+# 50 %: with groups of 4 bits that is soon. Rows without groups: many inputs want many warps.
+_GATED = _Form(16, 4, 1)
+_GROUPED_INT4 = _Form(16, 2, 2)
+_GROUPED_INT8 = _Form(16, 4, 2)
 _DEPTHS = (4, 5)
 _MANY_CHUNKS = 256
 
@@ -123,7 +122,7 @@ def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
     is_grouped = size.format.group_size is not None
     columns = tile_columns(size.format.bits)
     num_chunks = -(-size.in_features // columns)
-    form = _GROUPED if is_grouped else _plain_form(num_chunks, size.is_gated)
+    form = _form(size, num_chunks)
     # Loads go round in turns of ``depth``, and no group belongs to two warps.
     unit_chunks = group_unit(size.format) // columns if is_grouped else 1
     turn = math.lcm(form.depth, unit_chunks)
@@ -142,12 +141,16 @@ def _shape(size: _Size, limits: DeviceLimits) -> _Shape:
     )
 
 
-def _plain_form(num_chunks: int, is_gated: bool) -> _Form:
-    warps = 32 if num_chunks >= _MANY_CHUNKS and not is_gated else 16
+def _form(size: _Size, num_chunks: int) -> _Form:
+    if size.is_gated:
+        return _GATED
+    if size.format.group_size is not None:
+        return _GROUPED_INT4 if size.format.bits == 4 else _GROUPED_INT8
+    warps = 32 if num_chunks >= _MANY_CHUNKS else 16
     own = -(-num_chunks // warps)  # of a warp, before whole turns are made of them
     # The fewest chunks that are not there; then the deeper.
     depth = 2 if own <= 2 else min(_DEPTHS, key=lambda depth: (-own % depth, -depth))
-    return _Form(warps, depth, 1 if is_gated or warps == 32 else 2)
+    return _Form(warps, depth, 1 if warps == 32 else 2)
 
 
 @functools.lru_cache(maxsize=512)
