@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import settings
 
@@ -15,6 +17,7 @@ from martlet.checkpoint.writer import StoreContents, StoreWriter
 from martlet.compression.nearest import quantize_matrix
 from martlet.models.config import load_architecture
 from martlet.quantization.formats import parse_format
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 # One thread a process, here and in the programs that tests start: tests run side by side, and
 # threads beyond the cores wait for one another.
@@ -158,3 +161,66 @@ def tiny_cpm2(make_model) -> Path:
 def tiny_eva(make_model) -> Path:
     """An EVA of two and two layers that reads 128 tokens."""
     return make_model("eva")
+
+
+HUB_CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 29,
+    "n_positions": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "bos_token_id": 28,
+    "eos_token_id": 28,
+}
+
+
+def write_hub_folder(
+    folder: Path, *, config=None, dtype=torch.bfloat16, shards: int = 2, seed: int = 7
+) -> Path:
+    """A folder in the layout of the hub with random weights: shards, their index, a vocabulary.
+
+    ``config`` is added to that of a GPT-2 of two layers, or stands alone if it has a model type.
+    """
+    config = dict(config or {})
+    config = config if "model_type" in config else {**HUB_CONFIG, **config}
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(seed)
+    architecture = load_architecture(config)
+    state = {}
+    for block in architecture.block_specs():
+        for spec in block.tensors:
+            place = architecture.checkpoint_tensor(block.prefix + spec.name)
+            assert place.is_whole
+            weight = torch.randn(spec.shape, generator=random) * 0.3
+            if spec.name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+                weight = torch.ones(spec.shape)
+            weight = weight.T.contiguous() if place.transposed else weight
+            state[place.names[0]] = weight.to(dtype)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: state[name] for name in list(state)[shard::shards]}
+        safetensors.torch.save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(part, file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "_x": 1}))
+    words = [*"abcdefghijklmnopqrstuvwxyz .", *map(str, range(architecture.vocab_size - 29))]
+    vocabulary = {word: number for number, word in enumerate([*words, "<|endoftext|>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_hub_folder(tmp_path_factory):
+    """Makes a folder in the layout of the hub: ``make_hub_folder(dtype=torch.float32)``."""
+
+    def make(**options):
+        return write_hub_folder(tmp_path_factory.mktemp("hub") / "tiny", **options)
+
+    return make

@@ -48,7 +48,7 @@ def test_a_context_out_of_range_is_refused_by_name(context):
         ("cpm1", None, {}, BatchLimits(1, 1024, None)),
         ("cpm1", None, {"slots": 5, "context": 100}, BatchLimits(5, 100, None)),
         ("cpm1", None, {"slots": 5, "context": 4096}, BatchLimits(5, 1024, None)),
-        ("llama-8b", None, {"slots": 2}, BatchLimits(2, 2048, None)),
+        ("llama-8b", None, {"slots": 2}, BatchLimits(2, 4096, None)),
         ("llama-8b", None, {"slots": 2, "context": 8000}, BatchLimits(2, 8000, None)),
         ("cpm2-11b", 512, {"slots": 3, "context": 64}, BatchLimits(3, 64, 64)),
         ("cpm2-11b", 512, {"slots": 3, "context": 700}, BatchLimits(3, 700, 512)),

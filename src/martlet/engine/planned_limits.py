@@ -28,7 +28,7 @@ _SHARE_OF_CACHES = 4  # caches of "auto" take at most one part in so many
 _USUAL_TOKENS = 512
 # Models with rotary positions take far more tokens than most texts have; the memory for more than
 # this many is asked for when a text is that long, or planned for with ``context``.
-_MOST_PLANNED_TOKENS = 2048
+_MOST_PLANNED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
