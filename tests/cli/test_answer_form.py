@@ -1,6 +1,4 @@
-import io
 import json
-import sys
 
 import pytest
 
@@ -121,33 +119,33 @@ def test_flags_of_a_dialogue_are_refused_where_the_model_cannot_follow_them(
 
 
 def test_json_needs_a_text_where_a_person_would_type(martlet, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
     monkeypatch.setattr("martlet.cli.run.is_interactive", lambda: True)
     assert "--json needs a PROMPT" in martlet("run", "eva-mini", "--json").stderr
     monkeypatch.setattr("martlet.cli.chat.is_interactive", lambda: True)
     assert "--json takes its turn from" in martlet("chat", "eva-mini", "--json").stderr
 
 
-def test_thoughts_go_to_stderr_and_into_json(talker, tiny_eva, capsys, monkeypatch, martlet):
-    from martlet.engine.reply import ReplyPart
+def test_thoughts_go_to_stderr_and_into_json(martlet, thinker):
+    shown = martlet("run", thinker, "你好")
+    assert shown.stdout == "好!\n"
+    assert shown.stderr.startswith("thinking: hm\n\n9 tokens")
+    answer = json.loads(martlet("run", thinker, "你好", "--json").stdout)
+    assert (answer["thoughts"], answer["text"]) == ("hm", "好!")
+    assert answer["stats"]["finish_reason"] == "eos"
+    lines = martlet("run", thinker, "你好", "--json", "--stream").stdout.splitlines()
+    pieces = [json.loads(line) for line in lines[:-1]]
+    assert "".join(piece.get("thoughts", "") for piece in pieces) == "hm"
+    assert "".join(piece.get("text", "") for piece in pieces) == "好!"
+    assert all(len(piece) == 1 for piece in pieces)
 
-    parts = [ReplyPart("thought", "hm"), ReplyPart("thought", "m"), ReplyPart("answer", "yes")]
 
-    def parts_of(stream):
-        for _ in stream:
-            pass
-        return iter(parts)
+def test_a_model_that_can_be_told_to_does_not_think(martlet, thinker):
+    shown = martlet("chat", thinker, "--no-think", "--system", "短句", stdin="你好")
+    assert shown.stdout == "好!\n"
+    assert "thinking" not in shown.stderr
 
-    monkeypatch.setattr("martlet.cli.streaming.parts_of", parts_of)
-    monkeypatch.setattr("martlet.cli.answer_form.parts_of", parts_of)
-    shown = martlet("run", tiny_eva, "你好", *FAST)
-    assert shown.stdout == "yes\n"
-    assert shown.stderr.startswith("thinking: hmm\n\n")
-    answer = json.loads(martlet("run", tiny_eva, "你好", *FAST, "--json").stdout)
-    assert (answer["thoughts"], answer["text"]) == ("hmm", "yes")
-    lines = martlet("run", tiny_eva, "你好", *FAST, "--json", "--stream").stdout.splitlines()
-    assert list(map(json.loads, lines[:3])) == [
-        {"thoughts": "hm"}, {"thoughts": "m"}, {"text": "yes"},
-    ]  # fmt: skip
-    assert sys.stdout is not None
+
+def test_a_reply_that_is_cut_off_in_its_thoughts_has_no_answer(martlet, thinker):
+    shown = martlet("run", thinker, "你好", "--max-tokens", "2")
+    assert (shown.code, shown.stdout) == (0, "")
+    assert shown.stderr.startswith("thinking: h\n2 tokens")

@@ -263,7 +263,7 @@ class Model:
         Raises:
             UsageError: a value is out of range.
         """
-        return self._sampling.params(task, options)
+        return self._sampling.params(task, options, self._reply_room() if task == "chat" else {})
 
     def prepare(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -107,7 +107,9 @@ def _converse(model: Model, name: str, chatting: ChatOptions, sampling: Sampling
             return
         stream = _stream(model, text, settings)
         show_answer(stream, Answer(), keeps_session=True)
-        report_speed(stream.stats)
+        task: Literal["write", "generate"] = "write" if "write" in model.tasks else "generate"
+        params = model.sampling_params(task, **settings.arguments())
+        report_speed(stream.stats, params.max_tokens)
 
     hold_texts(model, settings, _GREETINGS.get(model.family, "type an opening"), answer)
 

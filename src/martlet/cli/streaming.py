@@ -67,14 +67,15 @@ def _show(parts: Iterator[ReplyPart], answer: Answer) -> None:
         with Waiting("reading"):
             part = next(parts, None)
         while part is not None:
+            is_first = not (answer.thoughts if part.kind == "thought" else answer.text)
+            answer.add(part)  # before it is shown: Ctrl-C may come at any moment
             if part.kind == "thought":
-                _show_thought(part.text, is_first=not answer.thoughts)
+                _show_thought(part.text, is_first=is_first)
             else:
-                if answer.thoughts and not answer.text:
+                if is_first and answer.thoughts:
                     click.echo("\n", err=True)
                 sys.stdout.write(shown(part.text))
                 sys.stdout.flush()
-            answer.add(part)
             part = next(parts, None)
     finally:
         _end_line(answer)
@@ -94,6 +95,7 @@ def _end_line(answer: Answer) -> None:
     with contextlib.suppress(OSError):
         if answer.thoughts and not answer.text:
             click.echo(err=True)
+            return
         sys.stdout.write("\n")
         sys.stdout.flush()
 

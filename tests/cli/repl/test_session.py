@@ -76,9 +76,26 @@ def test_every_command_says_what_it_did(chat, tmp_path):
     settings = chat.ask("/show", "last answer")
     for row in (r"model +tiny-eva, family eva", r"turns +0", r"seed +7 \(set\)", r"max_tokens +3"):
         assert re.search(row, settings), row
-    assert all(len(line) <= 80 for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", settings).split())
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", settings)
+    assert all(len(line) <= 80 for line in plain.splitlines())
     chat.type("/exit\r")
     assert chat.end() == 0
+
+
+def test_thoughts_are_dim_and_marked_and_can_be_turned_off(terminal, thinker, tmp_path):
+    there = terminal("run", thinker, "--system", "短句", folder=tmp_path, **EDITABLE)
+    there.wait_for("> ")
+    there.ask("你好", "\x1b[2mthinking: h\x1b[0m\x1b[2mm\x1b[0m\r\n\r\n好!\r\n\x1b[2m9 tokens")
+    there.ask("/think off", "think: off")
+    assert "thinking" not in there.ask("再说", "first token")
+    there.ask("/system none", "system: none")
+    there.ask("/set max_tokens 2", "max_tokens is 2")
+    there.ask("/think auto", "think: auto")
+    there.ask("再说", "no answer came, so the turn is forgotten")
+    there.ask("x" * 600, "reads at most 511")
+    there.ask("/save talk.json", "saved 4 messages")
+    assert json.loads((tmp_path / "talk.json").read_text())[-1]["content"] == "好!"
+    assert there.leave() == 0
 
 
 def test_ctrl_c_stops_the_answer_then_the_line_then_the_session(chat):
@@ -94,18 +111,15 @@ def test_ctrl_c_stops_the_answer_then_the_line_then_the_session(chat):
     assert "turns               2" in chat.ask("/show", "last answer")
     chat.type("never sent")
     chat.wait_for("never sent")
-    chat.type("\x03")
-    chat.wait_for("Ctrl-C again or Ctrl-D leaves")
+    chat.interrupt_until("Ctrl-C again or Ctrl-D leaves")
     chat.wait_for("> ")
-    chat.type("\x03")
+    chat.interrupt_until("\n")
     assert chat.end() == 0
     assert "error" not in chat.shown
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_session_quietly_and_gives_the_terminal_back(chat, end):
-    chat.process.send_signal(end)
-    assert chat.end() == 128 + end
+def test_sigterm_ends_the_session_quietly_and_gives_the_terminal_back(chat):
+    assert chat.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert "\x1b[?2004l" in chat.shown  # pasted text is no longer marked
     assert "Traceback" not in chat.shown
 

@@ -101,8 +101,9 @@ class Dialogue:
             if answer.text.strip():
                 self.turns = [*turns, {"role": "assistant", "content": answer.text}]
             elif answer.has_begun:
-                note("it got no answer, so the turn is forgotten")
-        report_speed(stream.stats)
+                note("no answer came, so the turn is forgotten")
+        params = self._model.sampling_params("chat", **self._settings.arguments())
+        report_speed(stream.stats, params.max_tokens)
 
     def _check(self, system: str, turns: list[dict[str, str]], thinking: bool | None) -> None:
         """Let the model judge what it would be given; nothing is computed."""
