@@ -76,6 +76,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
         self._control = TokenNames(pieces.control)
         self._visible = TokenNames(pieces.visible)
         names_in_library = TokenNames({**pieces.visible, **pieces.control})
+        self._path = path
         self._library = _open(hide_names(state, pieces, names_in_library), path)
         self._check_ids(pieces, path)
 
@@ -140,7 +141,10 @@ class HuggingFaceTokenizer(PieceTokenizer):
         return self._encode(names.spelled_out(well_formed(text)))
 
     def _encode(self, text: str) -> list[int]:
-        token_ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        try:
+            token_ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise _refused(error, f"{self._path} cannot cut this text into tokens") from None
         return token_ids
 
     def start_decoding(self) -> Callable[[int], bytes]:
@@ -174,8 +178,13 @@ def _open(state: State, path: Path) -> Any:
 
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(state))
-    except Exception as error:  # the library raises nothing more precise
-        reason = str(error).split("\n", 1)[0]
-        raise VocabularyError(
-            f"{path} is refused by the tokenizers library: {reason}; fetch the model again"
-        ) from None
+    except BaseException as error:
+        raise _refused(error, f"{path} is refused by the tokenizers library") from None
+
+
+def _refused(error: BaseException, what: str) -> BaseException:
+    """What the library says with errors of no class of its own, some of them no Exception even."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # Ctrl-C
+    reason = str(error).split("\n", 1)[0]
+    return VocabularyError(f"{what}: {reason:.200}; fetch the model again")

@@ -9,6 +9,7 @@ from martlet.errors import ModelFileError, VocabularyError
 from martlet.tokenizers.cpm import CPM1Tokenizer, CPM2BilingualTokenizer, CPM2Tokenizer
 from martlet.tokenizers.eva import EVATokenizer
 from martlet.tokenizers.huggingface import HuggingFaceTokenizer
+from martlet.tokenizers.sentencepiece_state import load_sentencepiece_folder
 from martlet.tokenizers.t5 import T5Tokenizer
 from martlet.tokenizers.tokenizer import Tokenizer
 
@@ -86,9 +87,11 @@ def _load_huggingface(folder: Path, files: Sequence[str]) -> Tokenizer:
         return HuggingFaceTokenizer.from_json(folder / "tokenizer.json")
     if "vocab.json" in files and "merges.txt" in files:
         return HuggingFaceTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
+    if "tokenizer.model" in files:
+        return load_sentencepiece_folder(folder / "tokenizer.model")
     if model := next((name for name in files if name.endswith(".model")), None):
         return T5Tokenizer(folder / model)
-    wanted = "tokenizer.json, vocab.json with merges.txt, or spiece.model"
+    wanted = "tokenizer.json, vocab.json with merges.txt, tokenizer.model or spiece.model"
     raise _no_file("huggingface", folder, files, wanted)
 
 

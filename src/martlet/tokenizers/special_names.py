@@ -13,7 +13,13 @@ from martlet.errors import ModelFileError
 from martlet.tokenizers.tokenizer import SpecialTokens
 from martlet.tokenizers.vocabulary import read_tokenizer_file
 
-__all__ = ["SpecialNames", "read_json_object", "read_special_names", "sentinel_number"]
+__all__ = [
+    "SpecialNames",
+    "read_json_object",
+    "read_optional_object",
+    "read_special_names",
+    "sentinel_number",
+]
 
 _ROLES = ("unk", "bos", "eos", "pad", "sep", "mask")
 _SENTINEL = re.compile("\u2581?<extra_id_([0-9]{1,4})>")  # mT5 writes a word start before it
@@ -78,9 +84,9 @@ def read_special_names(folder: Path) -> SpecialNames:
     Raises:
         ModelFileError: one of them is there but is not JSON.
     """
-    tokenizer_config = _read_optional(folder / "tokenizer_config.json")
-    special_map = _read_optional(folder / "special_tokens_map.json")
-    config = _read_optional(folder / "config.json")
+    tokenizer_config = read_optional_object(folder / "tokenizer_config.json")
+    special_map = read_optional_object(folder / "special_tokens_map.json")
+    config = read_optional_object(folder / "config.json")
     names: dict[str, str] = {}
     for role in _ROLES:
         for source in (tokenizer_config, special_map):
@@ -103,7 +109,10 @@ def read_special_names(folder: Path) -> SpecialNames:
         ids=ids,
         additional=tuple(additional),
         extra_ids=extra_ids if isinstance(extra_ids, int) and 0 <= extra_ids < 10_000 else None,
-        added=_added(tokenizer_config.get("added_tokens_decoder")),
+        added=_added(
+            tokenizer_config.get("added_tokens_decoder"),
+            read_optional_object(folder / "added_tokens.json"),
+        ),
         adds_bos=_adds_bos(tokenizer_config),
     )
 
@@ -126,20 +135,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _added(listed: object) -> tuple[dict[str, Any], ...]:
-    """Tokens by id, in the order of ids; what is not of this form is passed over."""
-    if not isinstance(listed, dict):
-        return ()
-    tokens = [
-        {**token, "id": int(token_id)}
-        for token_id, token in listed.items()
-        if token_id.isascii()
-        and token_id.isdigit()
-        and len(token_id) < 9
-        and _token_text(token) is not None
-        and isinstance(token, dict)
-    ]
-    return tuple(sorted(tokens, key=lambda token: token["id"]))
+def _added(listed: object, more: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Tokens in the order of their ids: tokenizer_config.json's, and of added_tokens.json more.
+
+    What is not of this form is passed over.
+    """
+    plain = {"normalized": False, "special": False}
+    tokens = {
+        token_id: plain | {"content": content, "id": token_id}
+        for content, token_id in more.items()
+        if type(token_id) is int and token_id >= 0 and content
+    }
+    for key, token in listed.items() if isinstance(listed, dict) else ():
+        is_id = key.isascii() and key.isdigit() and len(key) < 9
+        if is_id and isinstance(token, dict) and _token_text(token) is not None:
+            tokens[int(key)] = {**token, "id": int(key)}
+    return tuple(tokens[token_id] for token_id in sorted(tokens))
 
 
 def _adds_bos(tokenizer_config: Mapping[str, Any]) -> bool | None:
@@ -149,7 +160,12 @@ def _adds_bos(tokenizer_config: Mapping[str, Any]) -> bool | None:
     return tokenizer_config.get("add_bos_token") is True
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
+def read_optional_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file.
+
+    Raises:
+        ModelFileError: the file cannot be read or holds no JSON object.
+    """
     return read_json_object(path) if path.exists() else {}
 
 
