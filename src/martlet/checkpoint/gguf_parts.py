@@ -11,7 +11,7 @@ from martlet.checkpoint.mapped import MappedFile
 from martlet.checkpoint.shards import inside_folder
 from martlet.errors import ModelFileError
 
-__all__ = ["GGUFModel", "MappedTensor", "open_gguf"]
+__all__ = ["GGUFModel", "MappedTensor", "find_gguf", "open_gguf"]
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _MAX_PARTS = 1000
@@ -98,3 +98,22 @@ def _others(first: GGUFHeader) -> list[GGUFHeader]:
             raise ModelFileError(f"{header.path}: its keys do not say that it is part {index + 1}")
         headers.append(header)
     return headers
+
+
+def find_gguf(folder: Path) -> Path | None:
+    """The GGUF model in a folder, the first file of one in parts; None where there is none.
+
+    Files of an image encoder ("mmproj") beside a language model do not count.
+
+    Raises:
+        ModelFileError: there are several, so that one must be chosen.
+    """
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    models = []
+    for name in names:
+        match = _PART.fullmatch(name)
+        if not name.startswith("mmproj") and (match is None or int(match["number"]) == 1):
+            models.append(name)
+    if len(models) > 1:
+        raise ModelFileError(f"{folder}: holds {', '.join(models[:20])}; give the path of one")
+    return folder / models[0] if models else None

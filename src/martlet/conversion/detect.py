@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from martlet.checkpoint.gguf import MAGIC
+from martlet.checkpoint.gguf_parts import find_gguf
 from martlet.checkpoint.manifest import MANIFEST_NAME
 from martlet.checkpoint.mapped import MappedFile, file_size_bytes
 from martlet.checkpoint.store import open_store
 from martlet.conversion.bminf import BMInfSource
+from martlet.conversion.gguf import GGUFSource
 from martlet.conversion.huggingface import HuggingFaceSource, find_weights
 from martlet.conversion.megatron import MegatronSource, find_shards
 from martlet.conversion.own_store import StoreSource
@@ -47,11 +50,14 @@ def open_source(
     for name in _SINGLE_FILES:
         if (path / name).is_file():
             return _open_file(path / name, tokenizer, num_heads)
+    if file := find_gguf(path):
+        return GGUFSource(file, tokenizer)
     raise ModelFileError(
         f"{path}: no checkpoint recognised; looked for {MANIFEST_NAME} (our own), config.json with "
         f"model.safetensors or pytorch_model.bin, also sharded (Hugging Face), "
         f"latest_checkpointed_iteration.txt or mp_rank_00_model_states.pt or "
-        f"mp_rank_00/model_optim_rng.pt (Megatron, DeepSpeed), {' or '.join(_SINGLE_FILES)}"
+        f"mp_rank_00/model_optim_rng.pt (Megatron, DeepSpeed), {' or '.join(_SINGLE_FILES)}, "
+        f"NAME.gguf"
     )
 
 
@@ -62,9 +68,12 @@ def open_direct(path: Path) -> DirectSource | None:
         ModelFileError: a kind of checkpoint that must be converted first, or files that are not
             sound.
     """
+    if path.is_file():
+        return GGUFSource(path) if _begins_as_gguf(path) else None
     weights = find_weights(path)
     if weights is None or not (path / "config.json").is_file():
-        return None
+        file = find_gguf(path)
+        return None if file is None else GGUFSource(file)
     if ".safetensors" not in weights.name:
         raise ModelFileError(
             f"{path}: {weights.name} is a pickle, which may run any code and is never loaded as a "
@@ -79,8 +88,18 @@ def _open_file(path: Path, tokenizer: Path | None, num_heads: int | None) -> Sou
     start = MappedFile(path).read(0, min(4, file_size_bytes(path)))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return MegatronSource(path, [path], tokenizer, num_heads)
+    if start == MAGIC or path.suffix == ".gguf":
+        return GGUFSource(path, tokenizer)
     if path.suffix == ".safetensors":
         raise ModelFileError(
             f"{path}: a safetensors file needs its config.json beside it; give the folder with both"
         )
     return BMInfSource(path, tokenizer, num_heads)
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """By its name, or by its first bytes: files in the cache of the hub have digests for names."""
+    return (
+        path.suffix == ".gguf"
+        or MappedFile(path).read(0, min(len(MAGIC), file_size_bytes(path))) == MAGIC
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ class TokenizerFiles:
     """
 
     kind: str
-    files: dict[str, Path]
+    files: Mapping[str, Path]
 
 
 class Source(Protocol):
