@@ -15,7 +15,8 @@ _WIDTH = 88
 _HEAD = """# The command line
 
 This page is made from the help texts by `make docs`; change those, not this.
-Results go to stdout, progress and timings to stderr.
+Results go to stdout, progress and timings to stderr. What can be typed at the prompt of `run` and
+`chat`, and how scripts use them: [Talking with a model](chat.md).
 """
 
 
