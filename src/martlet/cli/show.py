@@ -29,6 +29,7 @@ _CARD_NAMES = ("MODEL_CARD.md", "README.md")
 def command(model: str, as_json: bool) -> None:
     """Show what MODEL consists of: family, size, blocks, tokenizer, configuration."""
     path = locate_model(model)
+    # Imports torch, which one that waits for a bar need not wait for first.
     from martlet.api.opening import open_files
 
     facts = describe(model, open_files(path))
@@ -45,14 +46,18 @@ def command(model: str, as_json: bool) -> None:
         (
             "weights",
             f"{format_bytes(facts['weight_bytes'])}, quantize {facts['quantize']}, "
-            f"{facts['bits_per_weight']:.2f} bits a weight",
+            f"{facts['bits_per_weight']:.2f} bits a weight"
+            + (f", loaded as {facts['loaded_as']}" if facts["loaded_as"] else ""),
         ),
         ("formats", _formats(facts)),
+        ("context", f"{facts['context_tokens']:,} tokens" if facts["context_tokens"] else "any"),
         ("blocks", _summary(facts["blocks"])),
         (
             "tokenizer",
             f"{tokenizer['kind']} ({', '.join(tokenizer['files'])})" if tokenizer else "none",
         ),
+        ("chat template", "yes" if facts["has_chat_template"] else "no"),
+        ("licence", facts["licence"] or "not told"),
         ("model card", facts["model_card"] or "none"),
     ):
         print_text(f"{name:<13} {value}")
@@ -66,6 +71,8 @@ def command(model: str, as_json: bool) -> None:
 def describe(name: str, files: ModelFiles) -> dict[str, Any]:
     """All facts about a model's files, as JSON has them."""
     from martlet.compression.recipe import bits_per_weight
+    from martlet.hub.licence import read_licence
+    from martlet.models.config import load_architecture
     from martlet.models.family import TASKS_OF_FAMILY
 
     blocks = {block: files.block_weights(block) for block in files.block_names}
@@ -73,12 +80,17 @@ def describe(name: str, files: ModelFiles) -> dict[str, Any]:
     tokenizer = files.tokenizer_files
     folder = files.location if files.location.is_dir() else files.location.parent
     card = next((str(folder / card) for card in _CARD_NAMES if (folder / card).is_file()), None)
+    has_chat_template = files.chat_template() is not None
     return {
         "model": name,
         "path": str(files.location),
         "family": files.family,
         "tasks": list(TASKS_OF_FAMILY.get(files.family, ())),
         "quantize": files.quantize,
+        "loaded_as": files.usual_quantize,
+        "context_tokens": load_architecture(files.config).max_positions,
+        "has_chat_template": has_chat_template,
+        "licence": read_licence(files.location),
         "parameters": sum(weight.numel for weight in weights),
         "bits_per_weight": bits_per_weight(weights),
         "formats": _by_format(weights),
