@@ -31,3 +31,11 @@ def test_longer_passes_and_more_of_them_need_more(cpm2, capability):
 def test_a_pass_of_256_tokens_leaves_most_of_6_gib_to_weights(cpm2):
     demand = estimate_demand(cpm2, Lengths(1, 256, 256, 256), torch.float16, PASCAL)
     assert demand.total_bytes < 600 << 20
+
+
+@pytest.mark.parametrize("capability", [None, H200])
+def test_a_mask_that_all_heads_share_is_counted_once(capability):
+    llama = load_architecture(find_shape("llama-8b").config)
+    demand = estimate_demand(llama, Lengths(1, 4096, 4096, 0), torch.bfloat16, capability)
+    # 32 heads with a bias each, in float32, would be 4 GiB.
+    assert demand.workspace_bytes < 1 << 30

@@ -9,12 +9,13 @@ import torch
 from martlet.engine.batch_limits import BatchLimits
 from martlet.kernels.cuda.gemm_route import most_panel_bytes
 from martlet.memory.plan import Demand
-from martlet.models.architecture import Architecture
+from martlet.models.architecture import FIXED, Architecture, hidden_size_of
 from martlet.quantization.kv_form import KVForm
 
 __all__ = ["Lengths", "estimate_batch_demand", "estimate_demand"]
 
 _CPU_FLOOR_BYTES = 64 << 20  # tiles of int8 weights, logits of a chunk, torch's own
+_SCORED_TOKENS = 128  # whose logits exist at once
 _GPU_FLOOR_BYTES = 96 << 20  # the float library's workspace is 32 MiB, the rest torch cannot reuse
 
 
@@ -128,17 +129,25 @@ def _workspace_bytes(
     dtype: torch.dtype,
     capability: tuple[int, int] | None,
 ) -> int:
-    tensors = [tensor for spec in architecture.block_specs() for tensor in spec.tensors]
+    tensors = [
+        tensor
+        for spec in architecture.block_specs()
+        if spec.name != FIXED
+        for tensor in spec.tensors
+    ]
     widest = max(tensor.shape[0] for tensor in tensors if tensor.kind == "linear")
-    hidden_size = next(t.shape[1] for t in tensors if t.kind == "embedding")
-    num_heads = max(1, hidden_size // 64)  # 64 wide in most published models
+    hidden_size = hidden_size_of(architecture)
+    # The output matrix reads the last token of a text, or some of one whose tokens are scored; and
+    # a copy.
+    logits_bytes = 2 * 4 * min(largest.tokens, _SCORED_TOKENS) * architecture.vocab_size
+    # The bias of a pass and what it is made from. Scores exist a few at a time.
     if capability is None:
-        # Scores of all heads twice, and the widest layer's input and output with a copy.
-        scores_bytes = 2 * 4 * largest.pairs * num_heads
+        bias_bytes = 2 * 4 * largest.pairs * architecture.mask_heads
+        # The widest layer's input and output with a copy.
         layers_bytes = 4 * dtype.itemsize * largest.tokens * (hidden_size + widest)
-        return scores_bytes + layers_bytes + _CPU_FLOOR_BYTES
-    # The bias of a pass and what it is made from; scores never leave the chip. The gated
-    # layer's two products and their result; hidden state, norm, queries, keys and values.
-    bias_bytes = 2 * dtype.itemsize * largest.bias_pairs * num_heads
+        return bias_bytes + layers_bytes + logits_bytes + _CPU_FLOOR_BYTES
+    bias_bytes = 2 * dtype.itemsize * largest.bias_pairs * architecture.mask_heads
+    # The gated layer's two products and their result; hidden state, norm, queries, keys and values.
     layers_bytes = dtype.itemsize * largest.tokens * (8 * hidden_size + 3 * widest)
-    return bias_bytes + layers_bytes + most_panel_bytes(capability) + _GPU_FLOOR_BYTES
+    panel_bytes = most_panel_bytes(capability)
+    return bias_bytes + layers_bytes + logits_bytes + panel_bytes + _GPU_FLOOR_BYTES

@@ -117,13 +117,15 @@ class Architecture(Protocol):
 
     ``max_positions`` is the hard limit of positions (a learned table, or how far the model was
     trained), or None where positions are relative to a clipped distance. ``has_encoder`` tells an
-    encoder-decoder model.
+    encoder-decoder model. ``mask_heads`` is for how many heads a pass makes a bias of its own: 1
+    where it only hides keys, which is the same for all.
     """
 
     model_type: str
     vocab_size: int
     max_positions: int | None
     has_encoder: bool
+    mask_heads: int
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """All blocks in file order: fixed, encoder.0.., decoder.0.. ."""

@@ -112,6 +112,7 @@ class Bloom(DecoderOnly):
             config.vocab_size, config.n_layer, config.n_head, config.head_dim, config.seq_length
         )
         self.config = config
+        self.mask_heads = config.n_head
         self._heads = Heads(
             config.n_head, config.n_head, config.head_dim, scale=config.head_dim**-0.5
         )

@@ -24,6 +24,7 @@ class DecoderOnly:
     """
 
     has_encoder = False
+    mask_heads = 1
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class T5:
     def __init__(self, config: T5Config) -> None:
         self.config = config
         self.vocab_size = config.vocab_size
+        self.mask_heads = config.num_heads
         scale = config.d_kv**-0.5 if config.attn_scale else 1.0
         self._heads = Heads(config.num_heads, config.num_heads, config.d_kv, scale)
 
