@@ -30,13 +30,13 @@ def open_model(model: str | Path) -> OpenedModel:
 
 
 def open_files(path: Path) -> ModelFiles:
-    """The files of the model at a path: a folder of ours, or a checkpoint that runs as it is.
+    """The files of the model at a path: ours, or a checkpoint that runs as it is, GGUF too.
 
     Raises:
         ModelNotFoundError: neither is there.
         ModelFileError: its files are damaged, or only ``martlet convert`` can read them.
     """
-    if path.is_dir() and not (path / MANIFEST_NAME).is_file():
+    if path.exists() and not (path / MANIFEST_NAME).is_file():
         source = open_direct(path)
         if source is not None:
             return SourceFiles(path, source)
