@@ -223,3 +223,13 @@ def test_the_first_problem_decides_the_suggestion_and_the_exit_code():
 )
 def test_times_are_written_for_people(seconds, shown):
     assert duration(seconds) == shown
+
+
+def test_show_describes_a_folder_as_the_hub_has_it(martlet, make_hub_folder):
+    facts = json.loads(martlet("show", make_hub_folder(), "--json").stdout)
+    assert (facts["family"], facts["quantize"]) == ("gpt2", "none")
+    assert facts["bits_per_weight"] == 16
+    assert facts["weight_bytes"] == 2 * facts["parameters"]
+    assert sum(block["nbytes"] for block in facts["blocks"]) == facts["weight_bytes"]
+    assert facts["tokenizer"] == {"kind": "huggingface", "files": ["tokenizer.json"]}
+    assert facts["config"]["n_embd"] == 32

@@ -163,7 +163,7 @@ _LOAD = (
         type=QUANTIZE,
         metavar="FORMAT",
         help="Weights of this form: int4, int8, none, or one with groups such as int4-g128; left "
-        "out, as the model folder has them.",
+        "out, int8 for floats as the hub has them, and else as they are.",
     ),
 )
 
@@ -174,7 +174,7 @@ _LOAD_SEVERAL = (
         type=QUANTIZES,
         metavar="FORMATS",
         help="Weights of these forms, one after the other, with commas between: "
-        "none,int8,int4-g32; left out, as the model folder has them.",
+        "none,int8,int4-g32; left out, int8 for floats as the hub has them, and else as they are.",
     ),
 )
 
@@ -199,7 +199,8 @@ _SERVING = (
         "--context",
         type=click.IntRange(8, 1 << 20),
         metavar="N",
-        help="Tokens that each of them may have at most.",
+        help="Tokens that each of them may have at most; left out, those that the model has, "
+        "4096 at most.",
     ),
 )
 
