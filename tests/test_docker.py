@@ -101,10 +101,12 @@ def test_what_the_image_starts_refuses_to_start_without_a_key():
 @pytest.mark.parametrize("target", TARGETS)
 def test_models_and_compiled_kernels_lie_on_volumes(target):
     (volumes,) = (json.loads(rest) for rest in values(target, "VOLUME"))
-    settings = dict(re.findall(r"(XDG_\w+)=(\S+)", " ".join(values(target, "ENV"))))
+    settings = dict(re.findall(r"((?:XDG|HF)_\w+)=(\S+)", " ".join(values(target, "ENV"))))
     where = (
         "import platformdirs as p; from martlet.hub.catalogue import Catalogue;"
-        "print(Catalogue().models_dir, p.user_cache_path('martlet', appauthor=False))"
+        "from martlet.hub.settings import hub_settings;"
+        "print(Catalogue().models_dir, hub_settings().cache_dir.parent);"
+        "print(p.user_cache_path('martlet', appauthor=False))"
     )
     done = subprocess.run(
         [sys.executable, "-c", where],

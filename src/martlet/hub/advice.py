@@ -18,8 +18,8 @@ def mirror_advice() -> str:
     )
     if _reads_chinese():
         advice += (
-            f"(网络不通时可使用镜像:先执行 export HF_ENDPOINT={_MIRROR},再运行同一条命令;"
-            "已下载的部分会保留,自动续传)"
+            f"（网络不通时可使用镜像：先执行 export HF_ENDPOINT={_MIRROR}，再运行同一条命令；"
+            "已下载的部分会保留，自动续传）"
         )
     return advice
 
@@ -37,7 +37,7 @@ def token_advice(endpoint: str, repo: str, *, has_token: bool) -> str:
             f"{endpoint}/settings/tokens, and set HF_TOKEN or run `hf auth login`"
         )
     if _reads_chinese():
-        advice += f"(该模型需要授权:请先在 {endpoint}/{repo} 同意条款,再设置环境变量 HF_TOKEN)"
+        advice += f"（该模型需要授权：请先在 {endpoint}/{repo} 同意条款，再设置环境变量 HF_TOKEN）"
     return advice
 
 
