@@ -132,7 +132,10 @@ def test_llama_is_kept_bit_for_bit(maker: Any, tmp_path: Path, layout: str) -> N
     require_same(tmp_path / "out", weights)
     store = open_store(tmp_path / "out")
     assert store.tokenizer is not None
-    assert (store.tokenizer.kind, store.tokenizer.files) == ("huggingface", ("tokenizer.json",))
+    assert (store.tokenizer.kind, store.tokenizer.files) == (
+        "huggingface",
+        ("tokenizer.json", "tokenizer.model"),
+    )
     assert "architectures" not in store.config
 
 
@@ -154,9 +157,11 @@ def test_a_llama_that_cannot_be_computed_is_not_converted(maker: Any, tmp_path: 
 
 def test_a_vocabulary_of_another_kind_is_refused(maker: Any, tmp_path: Path) -> None:
     source = maker.hugging_face(LLAMA_CONFIG, llama_weights(LLAMA_CONFIG))
-    with pytest.raises(UsageError, match=r"expected tokenizer\.json$"):
-        (source / "tokenizer.model").write_bytes(b"pieces")
-        convert(source, tmp_path / "out", tokenizer=source / "tokenizer.model")
+    (source / "vocab.txt").write_text("words")
+    with pytest.raises(
+        UsageError, match=r"no vocabulary for llama there; expected tokenizer\.json"
+    ):
+        convert(source, tmp_path / "out", tokenizer=source / "vocab.txt")
 
 
 def test_embeddings_may_stand_under_the_names_of_the_stacks_only(
@@ -282,7 +287,7 @@ def test_other_architectures_are_refused_by_name(
     maker: Any, tmp_path: Path, model_type: object
 ) -> None:
     source = maker.hugging_face({**T5_CONFIG, "model_type": model_type}, maker.t5())
-    with pytest.raises(ModelFileError, match="model_type .*supported are .*llama"):
+    with pytest.raises(ModelFileError, match=r"model_type .*supported are .*llama"):
         convert(source, tmp_path / "out")
 
 

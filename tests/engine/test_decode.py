@@ -23,7 +23,12 @@ from martlet.quantization.formats import INT4, INT8, WeightFormat
 from martlet.quantization.scheme import tiled
 
 CPU = torch.device("cpu")
-FAMILIES = ["cpm1", "llama", "cpm2"]
+# What says how many layers there are, by family.
+FAMILIES = {
+    "cpm1": ("n_layer",),
+    "llama": ("num_hidden_layers",),
+    "cpm2": ("num_layers", "num_decoder_layers"),
+}
 PROMPTS = [[3, 500, 700], [3, 500, 900], [8, 41, 7]]
 ENCODER_IDS = [[5, 6, 7, 8], [11, 12, 13, 14], [9, 9, 2, 500]]
 FORMATS = [INT8, INT4, WeightFormat(4, 64, has_zeros=True), WeightFormat(8, 32)]
@@ -42,10 +47,15 @@ class _TiledExecutor(ResidentExecutor):
 def folders(make_model, tmp_path_factory):
     vocabulary = tmp_path_factory.mktemp("none") / "tokenizer.json"
     vocabulary.write_text("{}")  # nobody reads it here
-    layers = ("n_layer", "num_hidden_layers", "num_layers", "num_decoder_layers")
-    config = {"vocab_size": 1000, **dict.fromkeys(layers, NUM_LAYERS)}
-    options = {"config": config, "tokenizer": ("huggingface", {"t.json": vocabulary})}
-    return {family: make_model(family, **options) for family in FAMILIES}
+    tokenizer = ("huggingface", {"t.json": vocabulary})
+    return {
+        family: make_model(
+            family,
+            config={"vocab_size": 1000, **dict.fromkeys(layers, NUM_LAYERS)},
+            tokenizer=tokenizer,
+        )
+        for family, layers in FAMILIES.items()
+    }
 
 
 def _by_format(format):
