@@ -115,6 +115,7 @@ def test_flags_of_a_dialogue_are_refused_where_the_model_cannot_follow_them(
         written = martlet("run", tiny_cpm1, "却说", *flag)
         assert (written.code, written.stdout) == (2, "")
         assert "does not chat" in written.stderr
+    for flag in (("--system", "x"), ("--think",)):
         assert martlet("run", tiny_eva, "你好", *flag).code == 2
 
 

@@ -39,17 +39,17 @@ def test_a_person_chooses_among_what_fits_and_enter_takes_the_first(
     monkeypatch.setattr("builtins.input", lambda: next(lines))
     assert choose_model(LOADING) == name
     shown = capsys.readouterr().err.splitlines()
-    assert [line.split()[:2] for line in shown[:3]] == [
+    assert [line.split()[:2] for line in shown[1:4]] == [
         ["1", "own"], ["2", "talker"], ["3", "writer"],
     ]  # fmt: skip
-    assert shown[0].endswith("write  3.0 GiB")
+    assert shown[1].endswith("write  3.0 GiB")
 
 
 def test_without_a_terminal_the_list_is_shown_and_2_is_the_code(martlet):
     done = martlet("run", stdin="你好")
     assert done.code == 2
     assert done.stdout == ""
-    *rows, error = done.stderr.splitlines()
+    _, *rows, error = done.stderr.splitlines()
     assert [row.split()[1] for row in rows] == ["own", "talker", "writer"]
     assert error.startswith("error: MODEL is missing")
 

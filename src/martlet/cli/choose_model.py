@@ -30,6 +30,7 @@ def choose_model(loading: LoadOptions) -> str:
         raise UsageError(
             "no model is here that fits this machine; name one, or get one with martlet pull NAME"
         )
+    click.echo("models that are here and fit this machine:", err=True)
     width = max(len(entry.name) for entry in entries)
     for number, entry in enumerate(entries, start=1):
         size = "" if entry.size_bytes is None else format_bytes(entry.size_bytes)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _GREETINGS = {
-    "cpm2": "type a text with blanks (__) to be filled, or an opening",
-    "t5": "type a text with blanks (__) to be filled, or a task",
+    "cpm2": "type a text with blanks (__) or an opening",
+    "t5": "type a text with blanks (__) or a task",
 }
 
 

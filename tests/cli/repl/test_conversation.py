@@ -45,6 +45,7 @@ def test_ctrl_c_clears_the_line_and_twice_in_a_row_leaves(capsys):
     assert converse_typing(KeyboardInterrupt(), KeyboardInterrupt(), "never") == []
     # In the second line of an entry there is something to clear.
     assert converse_typing(KeyboardInterrupt(), "a\\", KeyboardInterrupt(), "二") == ["二"]
+    assert converse_typing('"""a', EOFError(), "二") == ["二"]  # so it is for Ctrl-D
     assert "Ctrl-C again or Ctrl-D leaves" in capsys.readouterr().err
 
 

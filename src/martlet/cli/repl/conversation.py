@@ -45,7 +45,7 @@ def _converse(reader: LineReader, commands: Commands, answer: Callable[[str], No
             if is_leaving and not reader.was_typing:
                 return
             is_leaving = True
-            note("Ctrl-C again or Ctrl-D leaves, /help lists the commands")
+            note("Ctrl-C again or Ctrl-D leaves; /help lists commands")
             continue
         is_leaving = False
         if text.strip():

@@ -61,7 +61,12 @@ class LineReader:
 
     def _read_part(self, prompt: str) -> str:
         self.was_typing = prompt == CONTINUED
-        return self.read_line(prompt)
+        try:
+            return self.read_line(prompt)
+        except EOFError:
+            if self.was_typing:  # Ctrl-D takes back what was begun, and leaves at the next prompt
+                raise KeyboardInterrupt from None
+            raise
 
     def _set_up(self, readline: ModuleType) -> None:
         readline.set_auto_history(False)  # lines that belong together are remembered together

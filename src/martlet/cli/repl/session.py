@@ -70,7 +70,7 @@ def _hold(
     every = Commands(commands)
     reader.completions = every.completions
     note(f"{model.name}: {model.plan.describe()}")
-    note(f"{greeting}; /help lists the commands, Ctrl-D leaves")
+    note(f"{greeting}; /help lists commands, Ctrl-D leaves")
     converse(reader, every, answer)
 
 
