@@ -85,11 +85,13 @@ def write_model(
     generation=None,
     tokenizer=None,
     seed: int = 0,
+    weights=None,
 ) -> Path:
     """A model folder of a family with random weights; norms are ones, so that nothing vanishes.
 
     ``quantize`` is the format of the matrices, "none" leaves them float32.
     ``tokenizer`` is (kind, {name: file}), by default the published vocabulary of the family.
+    With ``weights``, {end of a name: tensor}, all others are zero but for the norms.
     """
     config = {**CONFIGS[family], **(config or {})}
     if tokenizer is None:
@@ -116,11 +118,18 @@ def write_model(
                     ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
                 ):
                     weight = torch.ones(tensor.shape)
+                elif weights is not None:
+                    weight = _given(weights, tensor)
                 name = spec.prefix + tensor.name
                 if format is not None and tensor.kind != "other":
                     weight = quantize_matrix(weight, format)
                 writer.write_weight(name, weight)
     return folder
+
+
+def _given(weights, tensor):
+    found = [weight for end, weight in weights.items() if tensor.name.endswith(end)]
+    return found[0] if found else torch.zeros(tensor.shape)
 
 
 def _planned(spec, format):

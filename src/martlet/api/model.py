@@ -72,6 +72,15 @@ class Model:
         return self._model.tasks
 
     @property
+    def thinks(self) -> bool:
+        """Whether it may think before it answers; see ``chat``.
+
+        Raises:
+            ModelFileError: its chat template cannot be used.
+        """
+        return self._model.thinks
+
+    @property
     def num_weights(self) -> int:
         """Numbers that it was trained to; the scales of int8 matrices are not among them."""
         blocks = self.generator.architecture.block_specs()

@@ -49,6 +49,8 @@ class ChatOptions:
                 f"thinking is {self.thinking!r:.40}; it must be true or false, or None for what "
                 "the model does by itself"
             )
+        if self.is_bare and self.thinking:
+            raise UsageError("a format leaves no room for thoughts; leave out thinking, or format")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def chat(
     """
     model.require("chat")
     if model.template is None:
-        if options.thinking is not None:
+        if options.thinking:
             raise UsageError(
                 f"{model.name} has no switch for thinking: models of the family {model.family} "
                 "do not think before they answer; leave thinking out"

@@ -76,6 +76,15 @@ class TaskModel:
         tasks = TASKS_OF_FAMILY[self.family]
         return tasks if self.template is None else ("chat", *tasks)
 
+    @property
+    def thinks(self) -> bool:
+        """Whether its replies may begin with thoughts.
+
+        Raises:
+            ModelFileError: the chat template cannot be used.
+        """
+        return self.template is not None and self.template.thinks
+
     def require(self, task: Task) -> None:
         """Check that the model was trained for a task.
 

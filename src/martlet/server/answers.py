@@ -38,9 +38,10 @@ class Answer(Protocol):
 
 @dataclass
 class Written:
-    """One text of an answer, as far as it has come."""
+    """One text of an answer, and what the model thought before it, as far as they have come."""
 
     text: str = ""
+    thoughts: str = ""
     tokens: list[TokenDetails] = field(default_factory=list)
     finish_reason: str | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +67,10 @@ class Tally:
         choice = self.choices.setdefault((job, event.get("choice", 0)), Written())
         if "prompt_tokens" in event:
             self._prompt_tokens[job] = event["prompt_tokens"]
-        choice.text += event.get("text", "")
+        if event.get("is_thought"):
+            choice.thoughts += event.get("text", "")
+        else:
+            choice.text += event.get("text", "")
         choice.tokens += event.get("tokens", ())
         if event["event"] == "finished":
             choice.finish_reason = event["finish_reason"]

@@ -186,6 +186,7 @@ class Jobs:
             task[_PAYLOADS[kind]],  # type: ignore[literal-required]
             top_logprobs=job.spec["top_logprobs"],
             format=job.spec["format"],
+            thinking=task.get("thinking"),
             **params,
         )
 

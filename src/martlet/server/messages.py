@@ -41,13 +41,14 @@ TaskKind = Literal["chat", "complete", "write", "fill", "embed", "tokenize", "de
 class Task(TypedDict):
     """What a model is asked to do; each kind has one more field.
 
-    chat: ``messages``; complete and write: ``prompt``, a string or token ids; fill: ``pieces``, the
-    parts of the text around its blanks; embed: ``inputs``, each a string or token ids;
-    tokenize: ``text``; detokenize: ``token_ids``.
+    chat: ``messages``, and ``thinking`` where the request turns that on or off; complete and write:
+    ``prompt``, a string or token ids; fill: ``pieces``, the parts of the text around its blanks;
+    embed: ``inputs``, each a string or token ids; tokenize: ``text``; detokenize: ``token_ids``.
     """
 
     kind: TaskKind
     messages: NotRequired[list[dict[str, str]]]
+    thinking: NotRequired[bool]
     prompt: NotRequired[str | list[int]]
     pieces: NotRequired[list[str]]
     inputs: NotRequired[list[str | list[int]]]
@@ -148,7 +149,8 @@ class Event(TypedDict):
 class HelloMessage(TypedDict):
     """From the model, once: it is loaded. ``plan`` is Plan.to_dict().
 
-    ``family`` and ``tasks`` are those of models/family.py; ``num_slots`` texts are written at a
+    ``family`` is one of models/family.py; ``tasks`` are what the model can be asked for, ``thinks``
+    tells whether its replies may begin with thoughts; ``num_slots`` texts are written at a
     time, each of at most ``slot_tokens`` tokens, or ``encoder_tokens`` read and as many written.
     ``weight_type`` is that of matrices, as in "int8" or "float16".
     ``tokens_per_second`` is what the first text had, alone; None where it was too short.
@@ -157,6 +159,7 @@ class HelloMessage(TypedDict):
     op: Literal["hello"]
     family: str
     tasks: list[str]
+    thinks: bool
     can_embed: bool
     num_slots: int
     slot_tokens: int

@@ -25,7 +25,7 @@ from martlet.server.ollama_fields import (
     OllamaShowRequest,
 )
 from martlet.server.openai_embeddings import embed
-from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited
+from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited, reply_tokens
 from martlet.server.service import Service
 from martlet.server.wire import NDJSON
 
@@ -59,7 +59,10 @@ class OllamaAnswer:
         """A piece of the text."""
         self.tally.add(job, event)
         text = event.get("text")
-        return [{**self._words(text), "done": False}] if text else ()
+        if not text:
+            return ()
+        words = self._words("", text) if event.get("is_thought") else self._words(text)
+        return [{**words, "done": False}]
 
     def end(self) -> Sequence[dict[str, Any]]:
         """The figures, with an empty text."""
@@ -67,16 +70,18 @@ class OllamaAnswer:
 
     def whole(self) -> dict[str, Any]:
         """The text with its figures."""
-        return self._last("".join(choice.text for choice in self.tally.in_order()))
+        choices = self.tally.in_order()
+        thoughts = "".join(choice.thoughts for choice in choices)
+        return self._last("".join(choice.text for choice in choices), thoughts)
 
     def nothing(self, reason: str) -> dict[str, Any]:
         """The answer to a request that only wants the model to be in memory."""
         return {**self._words(""), "done": True, "done_reason": reason}
 
-    def _last(self, text: str) -> dict[str, Any]:
+    def _last(self, text: str, thoughts: str = "") -> dict[str, Any]:
         choice = self.tally.in_order()[0]
         return {
-            **self._words(text),
+            **self._words(text, thoughts),
             "done": True,
             "done_reason": choice.finish_reason,
             "total_duration": _nanoseconds(time.monotonic() - self._start),
@@ -87,11 +92,12 @@ class OllamaAnswer:
             "eval_duration": _nanoseconds(self.tally.decode_seconds),
         }
 
-    def _words(self, text: str) -> dict[str, Any]:
+    def _words(self, text: str, thoughts: str = "") -> dict[str, Any]:
         words = {"model": self._name, "created_at": _time(time.time())}
+        thinking = {"thinking": thoughts} if thoughts else {}
         if self._kind == "generate":
-            return {**words, "response": text}
-        return {**words, "message": {"role": "assistant", "content": text}}
+            return {**words, "response": text, **thinking}
+        return {**words, "message": {"role": "assistant", "content": text, **thinking}}
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -117,8 +123,7 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     answer = OllamaAnswer(body.model, "chat")
     if not body.messages:
         return JSONResponse(answer.nothing("load"))
-    messages = [{"role": m.role, "content": m.content} for m in body.messages]
-    task: Task = {"kind": "chat", "messages": messages}
+    task: Task = {"kind": "chat", "messages": [message.to_job() for message in body.messages]}
     return _exchange(service, request, model, body, task, answer)
 
 
@@ -138,12 +143,22 @@ def _task_of(body: OllamaGenerateRequest, model: ServedModel) -> Task:
     if body.suffix is not None:
         return {"kind": "fill", "pieces": [prompt, body.suffix]}
     tasks = model.hello["tasks"] if model.hello else []
-    if "chat" not in tasks:
+    if "chat" not in tasks or (body.raw and "write" in tasks):
+        _require_plain(body, model)
         return {"kind": "complete", "prompt": prompt}
     if body.raw:
         message = f"{model.name} answers and does not go on with a text: raw is not supported"
         raise ApiError(400, "unsupported_parameter", message, "raw")
-    return {"kind": "chat", "messages": [{"role": "user", "content": prompt}]}
+    told = [{"role": "system", "content": body.system}] if body.system else []
+    return {"kind": "chat", "messages": [*told, {"role": "user", "content": prompt}]}
+
+
+def _require_plain(body: OllamaGenerateRequest, model: ServedModel) -> None:
+    """Refuse what has a meaning for chats alone."""
+    for name, asked in (("system", body.system), ("think", body.think)):
+        if asked:
+            message = f"{model.name} goes on with a text here: {name} is not supported"
+            raise ApiError(400, "unsupported_parameter", message, name)
 
 
 def _exchange(
@@ -154,7 +169,11 @@ def _exchange(
     task: Task,
     answer: OllamaAnswer,
 ) -> Exchange:
-    params = limited(body.params(), service.settings, USUAL_TOKENS)
+    is_chat = task["kind"] == "chat"
+    if body.think is not None and is_chat:
+        task["thinking"] = body.think
+    usual_tokens = reply_tokens(model) if is_chat else USUAL_TOKENS
+    params = limited(body.params(), service.settings, usual_tokens)
     spec = job_spec(task, params, format=body.job_format())
     framing = NDJSON if body.is_streamed else None
     return Exchange(service, model, [spec], service.client(request), answer, framing)
@@ -212,6 +231,7 @@ async def show(service: Service, request: Request) -> ASGIApp:
         info["general.parameter_count"] = model.hello["num_weights"]
         capabilities = sorted({_CAPABILITIES[task] for task in model.hello["tasks"]})
         capabilities += ["embedding"] if model.hello["can_embed"] else []
+        capabilities += ["thinking"] if model.hello["thinks"] else []
     return JSONResponse(
         {
             "modelfile": "",

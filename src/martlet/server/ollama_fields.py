@@ -58,7 +58,6 @@ class _Generation(_Named):
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "logprobs": (False,),
-        "think": (False,),
         "top_logprobs": (0,),
     }
     no_effect: ClassVar[frozenset[str]] = frozenset({"keep_alive", "truncate", "shift"})
@@ -66,6 +65,7 @@ class _Generation(_Named):
     stream: Flag = None
     options: OllamaOptions | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
+    think: Flag = None
 
     @property
     def is_streamed(self) -> bool:
@@ -92,13 +92,18 @@ class OllamaMessage(Body):
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "images": ([],),
-        "thinking": ("",),
         "tool_calls": ([],),
         "tool_name": ("",),
     }
 
     role: Literal["system", "user", "assistant"]
     content: str
+    thinking: str | None = None
+
+    def to_job(self) -> dict[str, str]:
+        """The message as a model is sent it."""
+        message = {"role": self.role, "content": self.content}
+        return {**message, "reasoning_content": self.thinking} if self.thinking else message
 
 
 class OllamaChatRequest(_Generation):
@@ -116,11 +121,11 @@ class OllamaGenerateRequest(_Generation):
         **_Generation.refused,
         "context": ([],),
         "images": ([],),
-        "system": ("",),
         "template": ("",),
     }
 
     prompt: str | None = None
+    system: str | None = None
     suffix: str | None = None
     raw: Flag = None
 

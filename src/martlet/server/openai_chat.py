@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -14,7 +14,7 @@ from martlet.server.answers import Tally, Written, new_id
 from martlet.server.exchange import Exchange
 from martlet.server.failures import ApiError
 from martlet.server.fields import Body, Flag, MaxTokens
-from martlet.server.messages import Event, JobSpec
+from martlet.server.messages import Event, JobSpec, Task
 from martlet.server.openai_words import (
     USUAL_TOKENS,
     GenerationFields,
@@ -22,6 +22,7 @@ from martlet.server.openai_words import (
     fingerprint,
     job_spec,
     limited,
+    reply_tokens,
 )
 from martlet.server.response_format import ResponseFormat
 from martlet.server.service import Service
@@ -77,6 +78,24 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
+    reasoning_content: str | None = None
+
+    def to_job(self) -> dict[str, str]:
+        """The message as a model is sent it."""
+        # A developer's message is what a system's was called before.
+        role = "system" if self.role == "developer" else self.role
+        message = {"role": role, "content": self.content}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        return message
+
+
+class TemplateSettings(Body):
+    """What vLLM's clients say to a chat template."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: Flag = None
 
 
 class ChatRequest(GenerationFields):
@@ -91,6 +110,10 @@ class ChatRequest(GenerationFields):
         "moderation": (),
         "prediction": (),
         "reasoning_effort": ("none",),
+        "add_generation_prompt": (True,),
+        "chat_template": (),
+        "continue_final_message": (False,),
+        "documents": ([],),
         "tool_choice": ("none", "auto"),
         "verbosity": ("medium",),
         "web_search_options": (),
@@ -103,6 +126,16 @@ class ChatRequest(GenerationFields):
     logprobs: Flag = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateSettings | None = None
+    reasoning_effort: Literal["none"] | None = None
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the model shall think first; None where the request leaves that to it."""
+        kwargs = self.chat_template_kwargs
+        if kwargs is not None and kwargs.enable_thinking is not None:
+            return kwargs.enable_thinking
+        return None if self.reasoning_effort is None else False
 
     def check_chat(self, settings: ServerSettings) -> None:
         """What depends on more than one field, or on the server.
@@ -132,21 +165,19 @@ class ChatRequest(GenerationFields):
             )
 
 
-def chat_job(body: ChatRequest, settings: ServerSettings) -> JobSpec:
-    """What the model is sent for a request."""
+def chat_job(
+    body: ChatRequest, settings: ServerSettings, usual_tokens: int = USUAL_TOKENS
+) -> JobSpec:
+    """What the model is sent for a request; ``usual_tokens`` is how long its replies get."""
     params = body.sampling()
     if body.max_completion_tokens is not None:
         params["max_tokens"] = body.max_completion_tokens
+    task: Task = {"kind": "chat", "messages": [message.to_job() for message in body.messages]}
+    if body.thinking is not None:
+        task["thinking"] = body.thinking
     return job_spec(
-        {
-            "kind": "chat",
-            "messages": [
-                # A developer's message is what a system's was called before.
-                {"role": "system" if m.role == "developer" else m.role, "content": m.content}
-                for m in body.messages
-            ],
-        },
-        limited(params, settings, USUAL_TOKENS),
+        task,
+        limited(params, settings, usual_tokens),
         body.n or 1,
         (body.top_logprobs or 0) if body.logprobs else None,
         body.response_format.to_job() if body.response_format else None,
@@ -170,7 +201,8 @@ class ChatAnswer:
             case "started":
                 return [self._chunk(index, {"role": "assistant", "content": ""})]
             case "text" if event.get("text") or event.get("tokens"):
-                delta = {"content": event.get("text", "")}
+                part = "reasoning_content" if event.get("is_thought") else "content"
+                delta = {part: event.get("text", "")}
                 return [self._chunk(index, delta, tokens=event.get("tokens"))]
             case "finished":
                 held_back = event.get("text", "")
@@ -196,9 +228,12 @@ class ChatAnswer:
         }
 
     def _choice(self, index: int, choice: Written) -> dict[str, Any]:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.thoughts:
+            message["reasoning_content"] = choice.thoughts
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": chat_logprobs(choice.tokens) if self._body.logprobs else None,
             "finish_reason": choice.finish_reason,
         }
@@ -238,7 +273,7 @@ async def create_chat_completion(service: Service, request: Request) -> ASGIApp:
     return Exchange(
         service,
         model,
-        [chat_job(body, service.settings)],
+        [chat_job(body, service.settings, reply_tokens(model))],
         service.client(request, body.queue_user),
         ChatAnswer(body, answer_id, fingerprint(model)),
         SSE if body.stream else None,

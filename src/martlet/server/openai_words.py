@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
     "job_spec",
     "limited",
+    "reply_tokens",
     "token_words",
 ]
 
@@ -99,6 +100,13 @@ def limited(
         message = f"max_tokens is {given}; this server allows at most {limit}"
         raise ApiError(400, "invalid_value", message, "max_tokens")
     return params
+
+
+def reply_tokens(model: ServedModel) -> int:
+    """How long the replies of a model get where nobody says: EVA's are short, others end."""
+    if model.hello is None or model.hello["family"] == "eva":
+        return USUAL_TOKENS
+    return model.hello["slot_tokens"]
 
 
 def job_spec(

@@ -10,6 +10,7 @@ import psutil
 from martlet.api.model import Model
 from martlet.device.gpu_memory import nvml_reader
 from martlet.engine.batch import Batch
+from martlet.errors import MartletError
 from martlet.server.messages import HelloMessage, StatusMessage
 
 __all__ = ["Reporter"]
@@ -47,6 +48,7 @@ class Reporter:
             "op": "hello",
             "family": model.family,
             "tasks": list(model.tasks),
+            "thinks": _thinks(model),
             "can_embed": limits.encoder_tokens is not None,
             "num_slots": limits.num_slots,
             "slot_tokens": limits.slot_tokens,
@@ -103,3 +105,10 @@ class Reporter:
             self._samples.popleft()
         first_seconds, first_tokens = self._samples[0]
         return (num_tokens - first_tokens) / max(now - first_seconds, 1e-6)
+
+
+def _thinks(model: Model) -> bool:
+    try:
+        return model.thinks
+    except MartletError:  # who chats is told what is wrong with the template
+        return False

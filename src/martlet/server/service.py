@@ -77,12 +77,17 @@ class Service:
         there = (
             f"{' and '.join(others)} can here"
             if others
-            else f"no model here can, those of the family {' or '.join(families_for(task))} could"
+            else f"no model here can, {_who_could(task)} could"
         )
         return (
             f"{model.name} can {able} but not {task}; {there}; "
             f"{model.name} answers at {' and '.join(where)}"
         )
+
+
+def _who_could(task: Task) -> str:
+    families = f"those of the family {' or '.join(families_for(task))}"
+    return f"those with a chat template and {families}" if task == "chat" else families
 
 
 def _can(model: ServedModel, task: Task | None) -> bool:

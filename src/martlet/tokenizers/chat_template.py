@@ -99,7 +99,8 @@ class ChatTemplate:
         Args:
             messages: each with a role and content; those of the assistant may have
                 ``reasoning_content``, of which the template takes what it wants.
-            thinking: whether the model shall think first; None = as the template does.
+            thinking: whether the model shall think first; None = as the template does. False
+                asks nothing of a model that never thinks.
 
         Raises:
             UsageError: the template refuses the messages, or has no switch for thinking.
@@ -141,13 +142,18 @@ class ChatTemplate:
         return next((name for name in _SWITCHES if name in self._facts.variables), None)
 
     @cached_property
-    def _thinks(self) -> bool:
+    def thinks(self) -> bool:
+        """Whether its replies may begin with thoughts.
+
+        Raises:
+            ModelFileError: the template cannot be used.
+        """
         marks = any(_OPEN in text or _CLOSE in text for text in self._facts.literals)
         return marks or self._tokenizer.has_thought_marks
 
     def _beginning(self, text: str) -> Literal["start", "thought", "answer"]:
         text = text.rstrip()
-        if not self._thinks or text.endswith(_CLOSE):
+        if not self.thinks or text.endswith(_CLOSE):
             return "answer"
         return "thought" if text.endswith(_OPEN) else "start"
 
@@ -165,13 +171,13 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        if thinking is not None:
-            if self._switch is None:
-                raise UsageError(
-                    f"the chat template of {self._name} has no switch for thinking, "
-                    f"{' or '.join(_SWITCHES)}; leave thinking out"
-                )
-            variables[self._switch] = thinking
+        if self._switch is not None:
+            variables |= {} if thinking is None else {self._switch: thinking}
+        elif thinking if not self.thinks else thinking is not None:
+            raise UsageError(
+                f"the chat template of {self._name} has no switch for thinking, "
+                f"{' or '.join(_SWITCHES)}; leave thinking out"
+            )
         return self._process.render(variables)
 
     def _quoted(self, message: Mapping[str, str]) -> dict[str, str]:
