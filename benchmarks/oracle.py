@@ -3,8 +3,8 @@
     python benchmarks/oracle.py [FAMILY ...]
 
 Writes benchmarks/results/oracle.json: for each variant and route the largest difference of a logit
-over the largest logit, float32 on both sides; by the route "int8" our weights are rounded. The
-tests hold the same variants and routes to a limit.
+over the largest logit, float32 on both sides; by the route "int8", of the first variant of each
+family, our weights are rounded. The tests hold the same variants and routes to a limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch  # noqa: E402  (and what follows: found by the line above)
 import transformers  # noqa: E402
 from oracle_reference import make_reference  # noqa: E402
 from oracle_routes import ROUTES, long, open_converted, steps  # noqa: E402
-from oracle_variants import FAMILIES, VARIANTS, Variant  # noqa: E402
+from oracle_variants import FAMILIES, VARIANTS, Variant, variants_of  # noqa: E402
 
 import martlet  # noqa: E402
 from martlet.bench.record import checkout_commit  # noqa: E402
@@ -43,12 +43,12 @@ def errors_of(variant: Variant, folder: Path) -> Iterator[tuple[str, float]]:
     if variant.long_tokens is not None:
         yield "long", partial(long, num_tokens=variant.long_tokens)(model, reference)
     divisible = FAMILIES[variant.family].divisible
-    if divisible:
+    if divisible and variant is variants_of(variant.family)[0]:
         wide = make_reference(variant, folder / "wide", **divisible)
         yield "int8", steps(open_converted(folder / "wide", folder / "int8", "int8"), wide)
 
 
-def rows_of(variant: Variant) -> Iterator[dict[str, Any]]:
+def rows_of(variant: Variant, commit: str | None) -> Iterator[dict[str, Any]]:
     """The rows of one variant."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for route, error in errors_of(variant, Path(folder)):
@@ -60,7 +60,7 @@ def rows_of(variant: Variant) -> Iterator[dict[str, Any]]:
                 "device": "cpu",
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                "commit": checkout_commit(Path(martlet.__file__).parent),
+                "commit": commit,
                 "command": shlex.join(["python", *sys.argv]),
             }
 
@@ -74,11 +74,12 @@ def main() -> None:
     chosen = set(args.family or FAMILIES)
     old = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
     rows = [row for row in old if row["family"] not in chosen]
+    commit = checkout_commit(Path(martlet.__file__).parent)
     for variant in VARIANTS:
         if variant.family in chosen:
-            rows += rows_of(variant)
+            rows += rows_of(variant, commit)
             print(f"{variant.family}: {variant.words}", flush=True)
-    rows.sort(key=lambda row: list(FAMILIES).index(row["family"]))
+    rows.sort(key=lambda row: row["family"])
     args.output.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ import compression_plot
 import compression_tables
 import kv_cache_tables
 import memory_plot
+import oracle_tables
 import serving_tables
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,9 @@ BENCHMARK_WORDS: dict[str, dict[str, str]] = json.loads(
 )
 COMPRESSION_WORDS: dict[str, dict[str, str]] = json.loads(
     (ROOT / "docs/compression.json").read_text(encoding="utf-8")
+)
+MODEL_WORDS: dict[str, dict[str, str]] = json.loads(
+    (ROOT / "docs/models.json").read_text(encoding="utf-8")
 )
 
 
@@ -126,6 +130,11 @@ def render_kv_cache(words: dict[str, str]) -> str:
     return kv_cache_tables.render(_rows("kv-cache"), words) or words["none"]
 
 
+def render_oracle(words: dict[str, str]) -> str:
+    """How far logits of all families are from those of transformers."""
+    return oracle_tables.render(_rows("oracle"), words) or words["none"]
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     """Rows that may not have been measured yet."""
     return _load(name) if (RESULTS / f"{name}.json").exists() else []
@@ -140,6 +149,8 @@ def _texts() -> list[tuple[str, str, str]]:
     for page, words in COMPRESSION_WORDS.items():
         texts.append((page, "measurements", render_compression(page, words)))
         texts.append((page, "kv-cache", render_kv_cache(words)))
+    for page, words in MODEL_WORDS.items():
+        texts.append((page, "oracle", render_oracle(words)))
     return texts
 
 

@@ -78,6 +78,20 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": Family(
         "GPTNeoXConfig", "GPTNeoXForCausalLM", {**MODERN, "num_attention_heads": 3}, DIVISIBLE
     ),
+    "gpt2": Family(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {
+            "vocab_size": 101,
+            "n_positions": 320,
+            "n_embd": 48,
+            "n_layer": 3,
+            "n_head": 3,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+        {"n_embd": 96},
+    ),
     "gptj": Family(
         "GPTJConfig",
         "GPTJForCausalLM",
@@ -176,6 +190,13 @@ VARIANTS: tuple[Variant, ...] = (
         "gelu_fast, linear rope",
         {"hidden_act": "gelu_fast", **rope("linear", factor=3.0, **_PARTIAL)},
     ),
+    Variant("gpt2", "plain", long_tokens=300),
+    Variant(
+        "gpt2",
+        "untied head, exact gelu, own n_inner",
+        {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 77},
+    ),
+    Variant("gpt2", "scores by layer", {"scale_attn_by_inverse_layer_idx": True}),
     Variant("gptj", "plain", long_tokens=1500),
     Variant("gptj", "all of a head turned, own n_inner", {"rotary_dim": 16, "n_inner": 77}),
     Variant("gptj", "tied head", {"tie_word_embeddings": True}),
