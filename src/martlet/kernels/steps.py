@@ -66,7 +66,7 @@ def step_attention(  # noqa: PLR0913  (one a part of what is fused)
     q, k, v = qkv
     assert q is not None
     assert k is not None or (turn is None and norms is None and window is None)
-    if attention.can_attend(q, cache.keys.shape[3]):
+    if attention.can_attend(q, cache.keys.shape[3], turn):
         return attention.attention(
             (q, k, v), cache, scale, bias, turn, norms=norms, softcap=softcap, window=window
         )

@@ -43,7 +43,7 @@
 #endif
 
 struct Arguments {
-    const act_t* q;      // (slots, heads * HEAD_DIM), rows q_stride apart
+    const act_t* q;      // (slots, heads * HEAD_DIM), rows q_stride apart, whole vectors like k and v
     const act_t* k;      // new keys and values, nullptr for cross attention
     const act_t* v;
     cache_t* keys;       // (slots, kv_heads, capacity, HEAD_DIM)
@@ -68,7 +68,7 @@ struct Arguments {
     int num_heads;       // of queries
     int splits;          // blocks that share a key/value head
     int window;          // keys that a query sees at most, its own included
-    int num_pairs;       // that are turned
+    int num_pairs;       // that are turned: a multiple of 8, of 4 where they are interleaved
     int is_interleaved;  // pairs are neighbours, not num_pairs apart
     float scale;
     float turn_factor;   // of sine and cosine
@@ -77,53 +77,76 @@ struct Arguments {
     float norm_offset;
 };
 
-// How one lane's eight components of a head are turned: two components of a head, wherever they
-// stand, are a complex number.
-struct Turn {
-    float sine[8], cosine[8];
-    int partner[8];
-    __device__ __forceinline__ Turn(const Arguments& a, int first, int position) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int d = first + i;
-            sine[i] = 0.0f, cosine[i] = 1.0f, partner[i] = d;
-            if (!a.frequency || d >= 2 * a.num_pairs) continue;
-            const bool is_first = a.is_interleaved ? !(d & 1) : d < a.num_pairs;
-            const int pair = a.is_interleaved ? d >> 1 : is_first ? d : d - a.num_pairs;
-            partner[i] = a.is_interleaved ? d ^ 1 : is_first ? d + a.num_pairs : d - a.num_pairs;
-            sincosf((float)position * a.frequency[pair], &sine[i], &cosine[i]);
-            sine[i] *= is_first ? -a.turn_factor : a.turn_factor;
-            cosine[i] *= a.turn_factor;
-        }
+// Cosine and sine of the turned pairs, once for all warps of a block: code that computes them in every
+// lane would be fetched for longer than the rest takes.
+struct Angles {
+    float cosine[HEAD_DIM / 2], sine[HEAD_DIM / 2];
+};
+
+__device__ __forceinline__ void prepare(const Arguments& a, int position, Angles& angles) {
+    if (!a.frequency) return;
+    for (int pair = threadIdx.x; pair < a.num_pairs; pair += THREADS) {
+        float sine, cosine;
+        sincosf((float)position * a.frequency[pair], &sine, &cosine);
+        angles.sine[pair] = sine * a.turn_factor, angles.cosine[pair] = cosine * a.turn_factor;
     }
-    // Components `first` .. `first + 7` of a head, turned; the head may lie at any address. With
-    // HEAD_NORM all lanes of the head come here together.
-    __device__ __forceinline__ void load(const Arguments& a, const act_t* head, const act_t* norm,
-                                         int first, float (&v)[8]) const {
-        float w[8];  // of the partners
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            v[i] = w[i] = 0.0f;
-            if (first >= HEAD_DIM) continue;
-            v[i] = to_float(head[first + i]);
-            if (partner[i] != first + i) w[i] = to_float(head[partner[i]]);
-        }
+    __syncthreads();
+}
+
+// Components of a head from `at` on; with HEAD_NORM under the weights of the norm.
+__device__ __forceinline__ void load_weighted(const Arguments& a, const act_t* head,
+                                              const act_t* norm, int at, float (&v)[8]) {
+    load8(head + at, v);
 #if HEAD_NORM
-        float square = 0.0f;
+    float weight[8];
+    load8(norm + at, weight);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] *= a.norm_offset + weight[i];
+#endif
+}
+
+// Components `first` .. `first + 7` of a head, normalised and turned. With HEAD_NORM all lanes of the
+// head come here together.
+__device__ __forceinline__ void load_head(const Arguments& a, const Angles& angles,
+                                          const act_t* head, const act_t* norm, int first,
+                                          float (&v)[8]) {
+    float factor = 1.0f;
+#if HEAD_NORM
+    float square = 0.0f;
+    if (first < HEAD_DIM) {
+        load8(head + first, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) square = fmaf(v[i], v[i], square);
-        const float factor = rsqrtf(sum_of_lanes<LANES>(square) / HEAD_DIM + a.norm_eps);
-        if (first < HEAD_DIM)
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                v[i] *= factor * (a.norm_offset + to_float(norm[first + i]));
-                w[i] *= factor * (a.norm_offset + to_float(norm[partner[i]]));
-            }
+    }
+    factor = rsqrtf(sum_of_lanes<LANES>(square) / HEAD_DIM + a.norm_eps);
 #endif
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = v[i] * cosine[i] + w[i] * sine[i];
+    for (int i = 0; i < 8; i++) v[i] = 0.0f;
+    if (first >= HEAD_DIM) return;
+    load_weighted(a, head, norm, first, v);
+    if (a.frequency && first < 2 * a.num_pairs) {
+        const bool is_low = first < a.num_pairs;
+        const int pair = a.is_interleaved ? first / 2 : is_low ? first : first - a.num_pairs;
+        if (a.is_interleaved) {
+#pragma unroll
+            for (int i = 0; i < 8; i += 2) {
+                const float c = angles.cosine[pair + i / 2], s = angles.sine[pair + i / 2];
+                const float even = v[i];
+                v[i] = even * c - v[i + 1] * s, v[i + 1] = v[i + 1] * c + even * s;
+            }
+        } else {
+            float other[8];
+            load_weighted(a, head, norm, is_low ? first + a.num_pairs : pair, other);
+            const float sign = is_low ? -1.0f : 1.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                v[i] = v[i] * angles.cosine[pair + i] + sign * other[i] * angles.sine[pair + i];
+        }
     }
-};
+    if (HEAD_NORM)
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= factor;
+}
 
 // What the lanes of one key have gathered so far: online softmax, each group of lanes for itself.
 struct Gathered {
@@ -186,21 +209,19 @@ struct KeyValue {
 
 // The new key and value of a lane as they will be read from now on; both go into the cache as the
 // vector of that number. All lanes of the key come here, those beyond the head too.
-__device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int head, int part,
-                                           int position, size_t vector, bool writes) {
+__device__ __forceinline__ KeyValue append(const Arguments& a, const Angles& angles, int slot,
+                                           int head, int part, size_t vector, bool writes) {
     KeyValue fresh = {};
-    const Turn turn(a, part, position);
     float v[8];
-    turn.load(a, a.k + (size_t)slot * a.k_stride + head * HEAD_DIM, a.k_norm, part, v);
+    const act_t* key = a.k + (size_t)slot * a.k_stride + head * HEAD_DIM;
+    load_head(a, angles, key, a.k_norm, part, v);
     const act_t* from = a.v + (size_t)slot * a.v_stride + head * HEAD_DIM + part;
     const size_t at = vector * HEAD_DIM + part;
 #if CACHE_INT8
-    float w[8];
+    float w[8] = {};
+    if (part < HEAD_DIM) load8(from, w);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        v[i] = to_float(from_float(v[i]));
-        w[i] = part < HEAD_DIM ? to_float(from[i]) : 0.0f;
-    }
+    for (int i = 0; i < 8; i++) v[i] = to_float(from_float(v[i]));
     fresh.key = quantise8<LANES>(v), fresh.value = quantise8<LANES>(w);
     if (part >= HEAD_DIM || !writes) return fresh;
     *(uint2*)(a.keys + at) = fresh.key.words, *(uint2*)(a.values + at) = fresh.value.words;
@@ -210,12 +231,12 @@ __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int hea
 #else
     if (part >= HEAD_DIM) return fresh;
     act_t* keys = (act_t*)fresh.key.components.words;
-    act_t* values = (act_t*)fresh.value.components.words;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        keys[i] = from_float(v[i]), values[i] = from[i];
-        if (writes) a.keys[at + i] = keys[i], a.values[at + i] = values[i];
-    }
+    for (int i = 0; i < 8; i++) keys[i] = from_float(v[i]);
+    fresh.value.components = *(const Vector8*)from;
+    if (!writes) return fresh;
+    *(Vector8*)(a.keys + at) = fresh.key.components;
+    *(Vector8*)(a.values + at) = fresh.value.components;
 #endif
     return fresh;
 }
@@ -223,13 +244,16 @@ __device__ __forceinline__ KeyValue append(const Arguments& a, int slot, int hea
 // The stretches of a sequence into its result; every thread of the block that finished last.
 __device__ __forceinline__ void join(const float* partial, int width, act_t* y) {
     const int stretches = gridDim.z;
+#pragma unroll 1
     for (int index = threadIdx.x; index < width; index += THREADS) {
         const int g = index / HEAD_DIM, d = index % HEAD_DIM;
         const float* of_head = partial + g * (HEAD_DIM + 2);
         const int step = GROUP * (HEAD_DIM + 2);
         float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+#pragma unroll 4
         for (int s = 0; s < stretches; s++)
             largest = fmaxf(largest, __ldcg(of_head + s * step + HEAD_DIM));
+#pragma unroll 4
         for (int s = 0; s < stretches; s++) {
             const float factor = expf(__ldcg(of_head + s * step + HEAD_DIM) - largest);
             sum += factor * __ldcg(of_head + s * step + HEAD_DIM + 1);
@@ -264,6 +288,7 @@ struct Batch {
 extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONSTANT Arguments a) {
     extern __shared__ float gathered[];  // of each warp and head: values, largest score, sum
     __shared__ bool is_last;
+    __shared__ Angles angles;
     const int head = blockIdx.x / a.splits, split = blockIdx.x % a.splits, slot = blockIdx.y;
     const int num_kv_heads = gridDim.x / a.splits;
     const int sharing = a.num_heads / num_kv_heads;  // heads of queries
@@ -288,25 +313,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
         for (int h = first_head + warp; h <= last_head; h += WARPS)
             for (int at = lane * 32; at < a.num_distances; at += 1024)
                 touch(a.bias + h * a.num_distances + at);
+    prepare(a, position, angles);
     wait_for_inputs();
 
     const act_t* queries = a.q + (size_t)slot * a.q_stride;
     float q[GROUP][8];
-    {
-        const Turn turn(a, part, position);
 #pragma unroll
-        for (int g = 0; g < GROUP; g++)
-            turn.load(a, queries + min(first_head + g, last_head) * HEAD_DIM, a.q_norm, part, q[g]);
+    for (int g = 0; g < GROUP; g++) {
+        const act_t* query = queries + min(first_head + g, last_head) * HEAD_DIM;
+        load_head(a, angles, query, a.q_norm, part, q[g]);
     }
 
     // The new key is that of one group of lanes, in one block.
     const bool is_own = a.k && position < end && position >= first_key &&
                         (position - first_key) % (WARPS * KEYS) == 0;
     KeyValue fresh = {};
-    if (is_own) fresh = append(a, slot, head, part, position, cache + position, split == 0);
+    if (is_own) fresh = append(a, angles, slot, head, part, cache + position, split == 0);
 
     Gathered own;
     // Whole warps stay together for the exchange below.
+#pragma unroll 1  // code that is not fetched twice
     for (int first = first_key; first - lane / LANES < end; first += WARPS * KEYS * AHEAD) {
         if (first != first_key) batch.load(a, cache, part, first, cached);
         if (is_own)
@@ -355,6 +381,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const GRID_CONST
     const int width = (last_head - first_head + 1) * HEAD_DIM;
     act_t* y = a.y + ((size_t)slot * a.num_heads + first_head) * HEAD_DIM;
     float* partial = a.partial + (size_t)pair * stretches * GROUP * (HEAD_DIM + 2);
+#pragma unroll 1
     for (int i = threadIdx.x; i < width; i += THREADS) {
         const int g = i / HEAD_DIM, d = i % HEAD_DIM;
         float largest = -INFINITY, sum = 0.0f, value = 0.0f;

@@ -25,7 +25,8 @@ _WARPS = 8
 _STRETCH_TOKENS = 256  # keys of a block: fewer do not pay for joining them
 _MAX_STRETCHES = 64
 _MOST_HEADS = 5  # of queries, that the registers of a lane hold with what they gather
-_LARGEST_HEAD = 256  # eight components a lane
+_VECTOR = 8  # components of a lane
+_LARGEST_HEAD = 32 * _VECTOR
 _NO_WINDOW = (1 << 31) - 1
 
 
@@ -65,9 +66,14 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def can_attend(q: Tensor, head_dim: int) -> bool:
-    """Whether ``attention`` takes these queries: on a GPU, heads of at most 256 components."""
-    return q.is_cuda and head_dim % 8 == 0 and head_dim <= _LARGEST_HEAD
+def can_attend(q: Tensor, head_dim: int, turn: Turn | None) -> bool:
+    """Whether ``attention`` takes these: on a GPU, heads and turned halves of whole vectors."""
+    if not q.is_cuda or head_dim % _VECTOR or head_dim > _LARGEST_HEAD:
+        return False
+    if turn is None:
+        return True
+    pairs_of_a_vector = _VECTOR // 2 if turn.is_interleaved else _VECTOR
+    return turn.frequency.shape[0] % pairs_of_a_vector == 0
 
 
 def attention(  # noqa: PLR0913  (those of ops.step_attention)
@@ -90,7 +96,8 @@ def attention(  # noqa: PLR0913  (those of ops.step_attention)
         norms: of each head's queries and keys before the turn, with weights (head_dim,)
         return: (num_slots, num_heads * head_dim)
     """
-    q, k, v = qkv
+    q, k, v = (None if part is None else _in_vectors(part) for part in qkv)
+    assert q is not None
     num_slots, num_kv_heads, capacity, head_dim = cache.keys.shape
     assert cache.keys.is_contiguous()
     assert cache.values.is_contiguous()
@@ -140,6 +147,12 @@ def attention(  # noqa: PLR0913  (those of ops.step_attention)
         dependent=True,
     )
     return y
+
+
+def _in_vectors(x: Tensor) -> Tensor:
+    """The same rows, each beginning where vectors may; those of a fused product do so already."""
+    is_aligned = x.stride(1) == 1 and x.stride(0) % _VECTOR == 0 and x.data_ptr() % 16 == 0
+    return x if is_aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _add_cache(arguments: _Arguments, cache: CacheView) -> None:
