@@ -15,6 +15,7 @@ from . import hub_server
 from .conftest import MODEL_FILES, WEIGHTS
 
 NAME = "some/model"
+LIMIT = 200_000  # bytes that a file may have
 # In the process of the verb: any socket ends it with a number that no verb gives.
 NO_SOCKETS = """
 import os, socket, sys
@@ -166,6 +167,24 @@ def test_ctrl_c_leaves_what_came_for_the_next_pull(hub, martlet, environment, tm
     assert martlet("pull", NAME).returncode == 0
     (request,) = hub.file_requests("model.safetensors")
     assert int(request.byte_range.removeprefix("bytes=").rstrip("-")) >= len(WEIGHTS) // 3
+
+
+def test_a_disk_that_is_full_in_the_middle_gives_5_and_no_half_model(hub, environment, tmp_path):
+    hub.add(NAME, MODEL_FILES)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT}));"
+    code = f"{limit} from martlet.cli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pull", NAME],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 5, done.stderr
+    assert f"while writing {len(WEIGHTS):,} bytes" in done.stderr
+    (snapshot,) = (tmp_path / "hf").glob("hub/*/snapshots/*")
+    assert not any(snapshot.iterdir())
+    assert not list((tmp_path / "hf").glob("hub/*/refs/*"))
 
 
 def test_two_processes_that_pull_one_model_fetch_it_once(hub, environment):

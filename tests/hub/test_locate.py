@@ -3,6 +3,7 @@ import socket
 
 import pytest
 
+from martlet.cli import serve
 from martlet.errors import ModelNotFoundError
 from martlet.hub import locate as locating
 from martlet.hub.hub_id import parse_hub_id
@@ -165,3 +166,17 @@ def test_a_name_that_is_nothing_says_what_is_near():
 )
 def test_a_model_is_called_by_the_last_part_of_its_name(model, name):
     assert short_name(model) == name
+
+
+def test_a_server_serves_what_was_fetched_by_its_short_name(hub, monkeypatch):
+    """A GGUF file keeps its own name: the bytes behind the link have none."""
+    hub.add(NAME, MODEL_FILES)
+    hub.add("some/quants", GGUF_FILES)
+    options = {"slots": 1}
+    folder, file = serve._models((NAME, "some/quants:Q8_0"), options)
+    assert (folder.name, file.name) == ("model", "quants:Q8_0")
+    assert folder.folder == str(locate(NAME).resolve())
+    assert file.folder.endswith("/tiny-Q8_0.gguf")
+    monkeypatch.chdir(folder.folder)
+    (here,) = serve._models((".",), options)
+    assert here.name == folder.folder.rpartition("/")[2]

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -53,7 +54,7 @@ def test_what_a_pull_leaves_is_a_cache_of_the_hubs_own_library(hub, model, setti
     (revision,) = repo.revisions
     assert (repo.repo_id, revision.commit_hash) == (NAME, model.commit)
     assert revision.refs == {"main"}
-    assert not info.incomplete_files
+    assert not list(settings.cache_dir.glob("**/*.incomplete"))
     for file in revision.files:
         assert file.blob_path.name == etag_of(file.file_path.read_bytes())
 
@@ -287,6 +288,22 @@ def test_a_revision_with_a_slash_is_one_part_of_the_address(hub, model, settings
         NAME, "config.json", revision="refs/pr/1", cache_dir=settings.cache_dir
     )
     assert found == str(plan.path / "config.json")
+
+
+def test_the_proxy_of_the_environment_is_asked_unless_the_host_is_excepted(
+    hub, settings, monkeypatch
+):
+    """The hub of the test is the proxy, too: it takes the path of whatever address it is given."""
+    hub.add(NAME, {"x.gguf": b"GGUF"})
+    monkeypatch.setenv("http_proxy", hub.endpoint)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    behind = dataclasses.replace(settings, endpoint="http://hub.invalid")
+    assert fetch(behind).path.read_bytes() == b"GGUF"
+    monkeypatch.setenv("no_proxy", "hub.invalid")
+    shutil.rmtree(settings.cache_dir)
+    with pytest.raises(DownloadError, match=r"hub\.invalid cannot be reached"):
+        fetch(behind)
 
 
 def test_a_host_that_does_not_answer_tells_of_mirrors(hub, settings, monkeypatch):
