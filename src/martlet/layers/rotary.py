@@ -6,6 +6,7 @@ pair, so that the product of a query and a key depends on their distance alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,15 @@ class Rotary:
 
     def turn(self, num_positions: int, device: torch.device) -> ops.Turn:
         """What turns the heads of texts that have room for so many tokens."""
-        # Computed on the host: every device then has the same bits.
-        frequency = self.scaling.frequency(self.size, self.theta, num_positions)
-        return ops.Turn(frequency.to(device), self.is_interleaved, self.scaling.factor)
+        return _turn(self, num_positions, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _turn(rotary: Rotary, num_positions: int, device: torch.device) -> ops.Turn:
+    """The same for every pass, so kept; computed on the host, so that all devices have its bits."""
+    with torch.inference_mode(False):
+        frequency = rotary.scaling.frequency(rotary.size, rotary.theta, num_positions)
+        return ops.Turn(frequency.to(device), rotary.is_interleaved, rotary.scaling.factor)
 
 
 @dataclass(frozen=True, eq=False)

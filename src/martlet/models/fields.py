@@ -17,22 +17,22 @@ _MAX_SIZE = 1 << 24
 # What says how a model was made, trained, stored or is to be sampled, not what it computes.
 _HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures
-    attn_implementation attention_dropout attn_dropout attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dropout
-    dropout_rate dtype early_stopping embd_pdrop embed_dropout embedding_dropout
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
-    hidden_dropout_prob id2label initializer_factor initializer_range label2id length_penalty
-    max_input_tokens max_length max_new_tokens min_length min_p model_type no_repeat_ngram_size
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout
+    attn_dropout attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens
+    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cls_token_id
+    decoder_start_token_id diversity_penalty do_sample dropout dropout_rate dtype early_stopping
+    embd_pdrop embed_dropout embedding_dropout encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_factor
+    initializer_range is_llama_config label2id length_penalty max_input_tokens max_length
+    max_new_tokens max_sequence_length min_length min_p model_type no_repeat_ngram_size
     num_beam_groups num_beams num_labels num_return_sequences output_attentions
     output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values
     repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     suppress_tokens task_specific_params tasks temperature tf_legacy_loss tokenizer_class top_k
-    top_p torch_dtype torchscript transformers_version typical_p unk_token_id unsloth_fixed
-    unsloth_version use_bfloat16 use_cache
+    top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     """.split()  # noqa: SIM905 - a line a name would be a page
 )
 
