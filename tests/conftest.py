@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -152,6 +153,14 @@ def make_model(tmp_path_factory):
         return write_model(tmp_path_factory.mktemp(family) / f"tiny-{family}", family, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_chatting_model(make_model):
+    """Makes a model with a chat template that says what it is told to: see ``chatting.py``."""
+    from .chatting import write_chatting_model
+
+    return partial(write_chatting_model, make_model)
 
 
 @pytest.fixture(scope="session")
