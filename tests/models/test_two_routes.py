@@ -41,9 +41,30 @@ T5 = {
     "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False,
 }
+WINDOWS = {
+    **LLAMA,
+    "model_type": "qwen3",
+    "head_dim": 12,
+    "use_sliding_window": True,
+    "sliding_window": 7,
+    "max_window_layers": 1,
+}
+LATENT = {
+    **LLAMA,
+    "model_type": "minicpm3",
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "scale_emb": 1.5,
+    "dim_model_base": 60,
+}
 CONFIGS = [
     pytest.param(GPT2, id="gpt2"),
     pytest.param(LLAMA, id="llama"),
+    pytest.param(WINDOWS, id="windows, head norms"),
+    pytest.param(LATENT, id="latent attention"),
     pytest.param(T5, id="t5"),
     pytest.param({**T5, "attn_scale": True}, id="eva2"),
 ]
