@@ -34,7 +34,7 @@ _MODEL_OUTPUT_TOKENS = 64
     type=TEXT,
     metavar="NAME",
     help="Instead of MODEL: random weights at the sizes of cpm2-11b, cpm1, eva, llama-8b, "
-    "llama-7b or t5-11b, or of a config.json.",
+    "llama-7b, t5-11b, qwen3-8b, qwen3-14b or qwen3-32b, or of a config.json.",
 )
 @click.option(
     "--protocol",
