@@ -10,6 +10,7 @@ from torch import Tensor
 from martlet.compression.requantize import in_format
 from martlet.engine.loaded_weights import LoadProgress, ReadCounter
 from martlet.engine.model_files import ModelFiles
+from martlet.engine.uploads import Uploads
 from martlet.memory.layout import PartLayout, view_entry
 from martlet.models.architecture import BlockSpec
 from martlet.quantization.formats import WeightFormat
@@ -26,7 +27,7 @@ __all__ = ["FolderSource"]
 
 # Weights of a matrix that are on the GPU at a time, there to be quantised and tiled. Integers of 4
 # bits are spread to bytes and moved about as such.
-_PIECE_ELEMENTS = 8 << 20
+_PIECE_ELEMENTS = 4 << 20
 
 
 class FolderSource:
@@ -47,6 +48,7 @@ class FolderSource:
         self._files = files
         self._prefixes = {spec.name: spec.prefix for spec in specs}
         self._device = device
+        self._uploads = Uploads(device)
         self._counter = ReadCounter(files, progress)
 
     def fill(self, layout: PartLayout, out: Tensor) -> None:
@@ -91,11 +93,16 @@ class FolderSource:
         self, stored: StoredWeight, format: WeightFormat | None, name: str
     ) -> Iterator[tuple[slice, StoredWeight]]:
         """Whole rows of tiles, one piece at a time, on the device and in the format."""
-        num_rows = stored.shape[0] if stored.shape else 1
+        num_rows = stored.shape[0]
         columns = max(1, stored.shape.numel() // max(1, num_rows))
         step = max(TILE_ROWS, _PIECE_ELEMENTS // columns // TILE_ROWS * TILE_ROWS)
-        for start in range(0, num_rows, step):
-            stop = min(start + step, num_rows)
-            rows = stored[start:stop] if isinstance(stored, Tensor) else stored.rows(start, stop)
+        starts = range(0, num_rows, step)
+        pieces = (_rows(stored, start, min(start + step, num_rows)) for start in starts)
+        for start, piece in zip(starts, self._uploads.pieces(pieces), strict=True):
             where = name if start == 0 else f"{name}, rows from {start:,} on"
-            yield slice(start, stop), in_format(rows.to(self._device), format, where, self._device)
+            here = slice(start, min(start + step, num_rows))
+            yield here, in_format(piece, format, where, self._device)
+
+
+def _rows(weight: StoredWeight, start: int, stop: int) -> StoredWeight:
+    return weight[start:stop] if isinstance(weight, Tensor) else weight.rows(start, stop)
