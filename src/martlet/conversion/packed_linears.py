@@ -102,7 +102,7 @@ class PackedLinears:
         if not bool(torch.isfinite(scale).all()) or not torch.equal(scale.to(stored.dtype), stored):
             raise ModelFileError(
                 f"{self._table.path}: {name}, {stored.dtype}, has a value that is not finite or "
-                f"not a float16; convert the float checkpoint instead"
+                f"not a float16; take the float checkpoint instead"
             )
         return scale.T.contiguous()
 
@@ -125,7 +125,7 @@ class PackedLinears:
             raise ModelFileError(
                 f"{self._table.path}: {name} holds zeros from {int(zero.min())} to "
                 f"{int(zero.max())}, but sym is true, which makes all of them {middle}; "
-                f"convert the float checkpoint instead"
+                f"take the float checkpoint instead"
             )
         return None
 

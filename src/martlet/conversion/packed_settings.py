@@ -13,7 +13,7 @@ from martlet.quantization.formats import GROUP_SIZES, WeightFormat
 
 __all__ = ["PackedSettings", "read_packed_settings"]
 
-_WAY_OUT = "convert the float checkpoint instead, and quantise it with `martlet quantize`"
+_WAY_OUT = "take the float checkpoint instead: it is quantised while it is loaded"
 # AutoGPTQ and AutoAWQ wrote these beside config.json before it had a field for them.
 _OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _OLDER_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}
