@@ -1,8 +1,11 @@
 import dataclasses
+import io
 import shutil
 
 import pytest
 
+from martlet.cli import rm
+from martlet.cli.verbs import run_command
 from martlet.errors import ModelNotFoundError, UsageError
 from martlet.hub import removing
 from martlet.hub.cache import CachedRepo
@@ -134,3 +137,18 @@ def test_what_is_no_model_is_not_found(name, settings):
     with pytest.raises((ModelNotFoundError, UsageError)):
         find_removal(name)
     assert (Catalogue().models_dir / "no-model").is_dir()
+
+
+@pytest.mark.parametrize(("answer", "is_left"), [("n\n", True), ("\n", True), ("y\n", False)])
+def test_on_a_terminal_the_verb_asks_first(monkeypatch, capsys, tiny_cpm1, answer, is_left):
+    models_dir = Catalogue().models_dir
+    models_dir.mkdir(parents=True)
+    (models_dir / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(rm, "is_interactive", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert run_command(["rm", "x.gguf"]) == 0
+    shown = capsys.readouterr()
+    assert f"Remove x.gguf in {models_dir} (4 B" in shown.err
+    assert (models_dir / "x.gguf").exists() == is_left
+    assert ("nothing was removed" in shown.err) == is_left
+    assert ("removed x.gguf" in shown.out) != is_left

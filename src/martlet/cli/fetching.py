@@ -48,6 +48,7 @@ class PullMeter:
     def __init__(self, model: str) -> None:
         self._meter = Meter(f"fetching {model}", has_lines_of_detail=True)
         self._points: list[tuple[float, int]] = []
+        self._here_bytes = 0
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> PullMeter:
@@ -61,7 +62,7 @@ class PullMeter:
         if not plan.missing_bytes:
             return
         size = format_bytes(plan.missing_bytes)
-        here = plan.total_bytes - plan.missing_bytes
+        here = self._here_bytes = plan.total_bytes - plan.missing_bytes
         note(
             f"fetching {plan.hub_id} at {plan.commit[:12]}: {len(plan.files)} files, {size}"
             + (f", {format_bytes(here)} more are here" if here else "")
@@ -78,7 +79,9 @@ class PullMeter:
         while now - self._points[0][0] > _SECONDS_OF_THE_RATE and len(self._points) > 2:
             self._points.pop(0)
         detail = f"{format_bytes(done_bytes)} of {format_bytes(total_bytes)}, {self._rate()}{file}"
-        self._meter.update(done_bytes, total_bytes, detail)
+        # What was here before says nothing about the time that the rest will take.
+        fetched = max(0, done_bytes - self._here_bytes)
+        self._meter.update(fetched, total_bytes - self._here_bytes, detail)
 
     def _rate(self) -> str:
         """Of the last seconds: "12.3 MiB/s, "."""

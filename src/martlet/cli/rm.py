@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from martlet.cli.options import TEXT, as_json
-from martlet.cli.output import is_interactive, print_json, print_text
+from martlet.cli.output import is_interactive, note, print_json, print_text
 from martlet.device.size import format_bytes
 from martlet.errors import UsageError
 
@@ -30,7 +30,9 @@ def command(name: str, yes: bool, as_json: bool) -> None:
     if not yes:
         if not is_interactive():
             raise UsageError(f"would remove {removal.what} ({size}); say --yes to do so")
-        click.confirm(f"Remove {removal.what} ({size}, {removal.path})?", abort=True, err=True)
+        if not click.confirm(f"Remove {removal.what} ({size}, {removal.path})?", err=True):
+            note("nothing was removed")
+            return
     try:
         removal.execute()
     except OSError as error:

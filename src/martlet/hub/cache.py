@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,11 +111,11 @@ class CachedRepo:
         sync_path(incomplete.parent)
 
     @contextlib.contextmanager
-    def lock(self, etag: str, check: Callable[[], None]) -> Iterator[None]:
+    def lock(self, etag: str, wait: Callable[[float], None]) -> Iterator[None]:
         """Hold a file's lock, which other programs that use this cache respect.
 
-        Waits for whoever holds it; ``check`` is called meanwhile and may raise to give up. A lock
-        dies with its process.
+        Where somebody holds it, ``wait`` is called with seconds again and again, and may raise to
+        give up. A lock dies with its process.
         """
         self._locks.mkdir(parents=True, exist_ok=True)
         path = self._locks / f"{etag}.lock"
@@ -125,8 +124,7 @@ class CachedRepo:
                 if _try_lock(file.fileno()) and _is_at(path, file.fileno()):
                     yield
                     return
-            check()
-            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+            wait(_SECONDS_BETWEEN_ATTEMPTS)
 
 
 def repo_of_folder(name: str) -> str | None:

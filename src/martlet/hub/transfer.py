@@ -67,7 +67,7 @@ class Transfer:
         incomplete = self._repo.incomplete(file.etag)
         with (
             disk_errors(incomplete, file.size_bytes),
-            self._repo.lock(file.etag, self._check),
+            self._repo.lock(file.etag, self._wait),
         ):
             if self._repo.has_file(self._listing.commit, file.name, file.etag, file.size_bytes):
                 self._report(file.size_bytes)
