@@ -12,17 +12,17 @@ LOADING = LoadOptions(None, None, None, "auto", None, "none")
 @pytest.fixture(autouse=True)
 def models(monkeypatch, tmp_path):
     entries = [
-        ModelEntry("writer", tmp_path, "bundled", "cpm1", "write", "int8", 5 << 20),
-        ModelEntry("talker", tmp_path, "bundled", "eva", "chat", "int8", 20 << 20),
-        ModelEntry("broken", tmp_path, "local", problem="no weights"),
-        ModelEntry("large", tmp_path, "local", "llama", "write", "int8", 90 << 30),
-        ModelEntry("own", tmp_path, "local", "llama", "write", "int8", 3 << 30),
+        ModelEntry("writer", tmp_path / "writer", "bundled", "cpm1", "write", "int8", 5 << 20),
+        ModelEntry("talker", tmp_path / "talker", "bundled", "eva", "chat", "int8", 20 << 20),
+        ModelEntry("broken", tmp_path / "broken", "local", problem="no weights"),
+        ModelEntry("large", tmp_path / "large", "local", "llama", "write", "int8", 90 << 30),
+        ModelEntry("own", tmp_path / "own", "local", "llama", "write", "int8", 3 << 30),
     ]
     monkeypatch.setattr(Catalogue, "entries", lambda self: entries)
 
-    def plan(name, **options):
+    def plan(path, **options):
         assert options == LOADING.arguments()
-        if name == "large":
+        if path.name == "large":
             raise CapacityError("it does not fit")
 
     monkeypatch.setattr("martlet.api.loading.plan", plan)

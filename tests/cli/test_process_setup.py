@@ -62,7 +62,7 @@ def test_a_sigint_that_the_parent_ignores_stays_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("closed", "code", "stdout", "stderr"),
     [
-        (">&-", 0, "", "have names too"),
+        (">&-", 0, "", "has a name too"),
         ("2>&-", 0, "cpm1-mini", ""),
         (">&- 2>&- <&-", 0, "", ""),
     ],

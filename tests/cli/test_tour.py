@@ -29,7 +29,7 @@ def test_the_tour_shows_three_tasks_and_what_to_type_next(
     martlet, monkeypatch, tiny_cpm1, tiny_cpm2, tiny_eva
 ):
     folders = {"cpm1-mini": tiny_cpm1, "cpm2-mini": tiny_cpm2, "eva-mini": tiny_eva}
-    monkeypatch.setattr("martlet.api.loading.resolve", folders.__getitem__)
+    monkeypatch.setattr("martlet.api.opening.locate", folders.__getitem__)
     done = martlet("tour", "--device", "cpu")
     assert done.code == 0
     for heading in ("1  Fill", "2  Write on", "3  Chat", "Now you"):
@@ -47,7 +47,7 @@ def test_a_tour_without_its_models_shows_nothing_but_the_error(martlet, monkeypa
     def missing(name):
         raise ModelNotFoundError(f"{name} is missing")
 
-    monkeypatch.setattr("martlet.api.loading.resolve", missing)
+    monkeypatch.setattr("martlet.api.opening.locate", missing)
     done = martlet("tour")
     assert (done.code, done.stdout) == (3, "")
     assert done.stderr == "error: cpm2-mini is missing\n"

@@ -69,7 +69,7 @@ def _fits(entry: ModelEntry, loading: LoadOptions) -> bool:
     from martlet.api.loading import plan
 
     try:
-        plan(entry.name, **loading.arguments())
+        plan(entry.path, **loading.arguments())  # a path is never fetched
     except MartletError:
         return False
     return True
