@@ -53,6 +53,9 @@ class HuggingFaceTokenizer(PieceTokenizer):
             self._rules = decoding_rules(state.get("decoder"))
             self.special = names.resolve(pieces.control)
             start = start_ids(state, names, self.special.bos)
+            self._control = TokenNames(pieces.control)
+            self._visible = TokenNames(pieces.visible)
+            state = hide_names(state, pieces, TokenNames({**pieces.visible, **pieces.control}))
         except UnsupportedDecoderError as error:
             raise VocabularyError(
                 f'{path} decodes with "{error}", which is not supported; '
@@ -73,11 +76,9 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 self._table[token_id] = pieces.added[token_id].encode("utf-8", "replace")
             else:
                 self._table[token_id] = self._rules.piece_bytes(pieces.pieces[token_id])
-        self._control = TokenNames(pieces.control)
-        self._visible = TokenNames(pieces.visible)
-        names_in_library = TokenNames({**pieces.visible, **pieces.control})
         self._path = path
-        self._library = _open(hide_names(state, pieces, names_in_library), path)
+        self._names = names
+        self._library = _open(state, path)
         self._check_ids(pieces, path)
 
     @classmethod
@@ -120,6 +121,26 @@ class HuggingFaceTokenizer(PieceTokenizer):
         """The ids of a text; adds no special token."""
         safe = well_formed(text).replace(MARK, "\ufffd")
         return self._encode(self._visible.hide_all(safe))
+
+    def forget_from(self, num_rows: int) -> bool:
+        """Forget control tokens with ids past the rows of a model, so that nothing becomes one.
+
+        Some vocabularies name tokens that only larger models of a family have rows for. Returns
+        False, and changes nothing, where such a token is one that text is made of.
+        """
+        past = {i for i in range(num_rows, self.vocab_size) if self._table[i]}
+        past |= {i for i in self.special.control_ids() if i >= num_rows}
+        named = {**self._visible.ids, **self._control.ids}
+        if not past <= set(named.values()):
+            return False
+        kept = {name: i for name, i in self._control.ids.items() if i < num_rows}
+        self._visible = TokenNames({n: i for n, i in self._visible.ids.items() if i < num_rows})
+        self._control = TokenNames(kept)
+        start = tuple(i for i in self.special.start if i < num_rows)
+        self.special = replace(self._names.resolve(kept), start=start)
+        self.vocab_size = num_rows
+        del self._table[num_rows:]
+        return True
 
     @property
     def has_thought_marks(self) -> bool:

@@ -27,6 +27,11 @@ TOKENIZER_KINDS = (*_BY_FILE, "huggingface")
 # this, or so many spare rows, means another vocabulary instead.
 _PADDING_MULTIPLE = 64
 _LARGEST_PADDING = 1024
+# Vocabularies of today's models: up to 2,400 spare rows in published ones, a few rows where the
+# number does not divide, and at most a few tokens that the model has no rows for.
+_LARGEST_SPARE = 4096
+_LARGEST_ODD_SPARE = 64
+_LARGEST_EXCESS = 64
 
 
 def load_tokenizer(kind: str, folder: Path, files: Sequence[str]) -> Tokenizer:
@@ -65,9 +70,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Checks that a tokenizer and a model's embedding table belong together.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer. One from a hub folder forgets control tokens, up to 64, that the
+            table has no rows for.
         vocab_size: rows of the embedding table; a table that is only rounded up to a multiple of
-            64, by less than 1024 rows, is accepted.
+            64, by less than 1024 rows, is accepted. For one from a hub folder that is 4096 rows,
+            or 64 where the number does not divide.
 
     Raises:
         VocabularyError: they do not fit.
@@ -75,7 +82,14 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     entries, spare = tokenizer.vocab_size, vocab_size - tokenizer.vocab_size
     if spare == 0:
         return
-    if spare < 0 or spare >= _LARGEST_PADDING or vocab_size % _PADDING_MULTIPLE:
+    divides = vocab_size % _PADDING_MULTIPLE == 0
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        if 0 > spare >= -_LARGEST_EXCESS and tokenizer.forget_from(vocab_size):
+            return
+        is_sound = 0 <= spare < (_LARGEST_SPARE if divides else _LARGEST_ODD_SPARE)
+    else:
+        is_sound = 0 <= spare < _LARGEST_PADDING and divides
+    if not is_sound:
         raise VocabularyError(
             f"the vocabulary has {entries} entries but the model {vocab_size}; "
             "they do not belong together: use the vocabulary the model was trained with"

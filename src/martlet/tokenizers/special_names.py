@@ -113,7 +113,7 @@ def read_special_names(folder: Path) -> SpecialNames:
             tokenizer_config.get("added_tokens_decoder"),
             read_optional_object(folder / "added_tokens.json"),
         ),
-        adds_bos=_adds_bos(tokenizer_config),
+        adds_bos=bos if type(bos := tokenizer_config.get("add_bos_token")) is bool else None,
     )
 
 
@@ -151,13 +151,6 @@ def _added(listed: object, more: Mapping[str, Any]) -> tuple[dict[str, Any], ...
         if is_id and isinstance(token, dict) and _token_text(token) is not None:
             tokens[int(key)] = {**token, "id": int(key)}
     return tuple(tokens[token_id] for token_id in sorted(tokens))
-
-
-def _adds_bos(tokenizer_config: Mapping[str, Any]) -> bool | None:
-    """As tokenizer_config.json says; naming one end of a text there decides about both."""
-    if not {"add_bos_token", "add_eos_token"} & tokenizer_config.keys():
-        return None
-    return tokenizer_config.get("add_bos_token") is True
 
 
 def read_optional_object(path: Path) -> dict[str, Any]:

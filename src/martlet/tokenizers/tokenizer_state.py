@@ -20,6 +20,8 @@ State = dict[str, Any]
 _THOUGHT_MARKS = frozenset({"<think>", "</think>"})
 # Added tokens that look like this steer a model where its chat template writes them.
 _BRACKETED = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)
+# What names become here; text has no U+FDD0, so other pieces with it are never reached.
+_HIDDEN = re.compile(f"{MARK}[0-9]")
 # Normalizers that leave such a token as it is.
 _KEEPING = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 _FLAGS = ("single_word", "lstrip", "rstrip")
@@ -109,13 +111,13 @@ def hide_names(state: State, pieces: StatePieces, names: TokenNames) -> State:
 def start_ids(state: State, names: SpecialNames, bos: int | None) -> tuple[int, ...]:
     """What the files of a tokenizer put before a text.
 
-    tokenizer_config.json's add_bos_token decides where it is given, else the post-processor of
-    tokenizer.json.
+    The post-processor of tokenizer.json decides where there is one, as in transformers, else
+    add_bos_token of tokenizer_config.json.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: the state is not of this form.
     """
-    if names.adds_bos is not None:
+    if state.get("post_processor") is None:
         return (bos,) if names.adds_bos and bos is not None else ()
     for step in _steps_of(state.get("post_processor"), "processors"):
         match step:
@@ -140,7 +142,7 @@ def _by_id(entries: Iterable[tuple[Any, Any]]) -> dict[int, str]:
     for token_id, piece in entries:
         if not isinstance(piece, str):
             raise TypeError(f"the entry {piece!r:.80} is no text")
-        if MARK in piece:
+        if _HIDDEN.search(piece):
             raise ValueError(f"the entry {piece!r:.80} has U+FDD0, which is no character")
         if table.setdefault(_checked_id(token_id), piece) != piece:
             raise ValueError(f"{table[token_id]!r:.80} and {piece!r:.80} have the id {token_id}")
