@@ -144,3 +144,11 @@ def test_a_folder_without_a_vocabulary_says_so(make_hub_folder):
 def test_a_folder_with_neither_manifest_nor_config_is_no_model(tmp_path):
     with pytest.raises(martlet.ModelNotFoundError):
         martlet.load(tmp_path, device="cpu")
+
+
+def test_a_family_that_nobody_here_computes_is_named(make_model):
+    folder = make_model("gpt2", config={"vocab_size": 40}, tokenizer=("cpm1", {}))
+    manifest = json.loads((folder / "martlet.json").read_text())
+    (folder / "martlet.json").write_text(json.dumps({**manifest, "family": "hyena-2"}))
+    with pytest.raises(martlet.ModelFileError, match=r"family is 'hyena-2', .*knows .*gpt2"):
+        open_model(folder)

@@ -230,7 +230,9 @@ def test_a_truncated_file_is_refused_at_once(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         (lambda m: m.update(format_version=3), "format_version"),
-        (lambda m: m.update(family="bert"), "family"),
+        (lambda m: m.update(family="../bert"), "family"),
+        (lambda m: m.update(family=["t5"]), "family"),
+        (lambda m: m.update(family="a" * 41), "family"),
         (lambda m: m.update(quantize=1), "quantize"),
         (lambda m: m["blocks"].clear(), "blocks"),
         (lambda m: m["blocks"].append(m["blocks"][0]), "twice"),

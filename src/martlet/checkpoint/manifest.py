@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from martlet.errors import ModelFileError
 from martlet.quantization.formats import WeightFormat, parse_format
 
 __all__ = [
-    "FAMILIES",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "BlockEntry",
@@ -23,17 +23,13 @@ __all__ = [
     "FormatEntry",
     "Manifest",
     "TokenizerEntry",
+    "is_family_name",
     "read_manifest",
 ]
 
 FORMAT_VERSION = 2
 """The newest that is read. Written is 1 unless there are groups, so that older readers can read."""
-# The first four tell published models of one architecture apart; the others are model types.
-FAMILIES = (
-    *("cpm1", "cpm2", "eva", "t5"),
-    *("bloom", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox"),
-    *("gptj", "llama", "minicpm", "minicpm3", "mistral", "phi3", "qwen2", "qwen3"),
-)
+_FAMILY = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _QUANTIZE = ("none", "int8", "int4")
 _MAX_BLOCKS = 10_000
 _MAX_OFFSET = 1 << 50
@@ -117,6 +113,11 @@ class Manifest:
         }
 
 
+def is_family_name(name: str) -> bool:
+    """Whether a name may be that of a family: small letters, digits, - and _, 40 at most."""
+    return _FAMILY.fullmatch(name) is not None
+
+
 def read_manifest(path: Path) -> Manifest:
     """The checked manifest at a path.
 
@@ -132,7 +133,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     check = _Check(path)
     manifest = Manifest(
-        family=check.choice(raw, "family", FAMILIES),
+        family=check.family(raw),
         quantize=check.choice(raw, "quantize", _QUANTIZE),
         tokenizer=_tokenizer(check, raw.get("tokenizer")),
         blocks=tuple(_block(check, item) for item in check.items(raw, "blocks", _MAX_BLOCKS)),
@@ -164,6 +165,13 @@ class _Check:
         if value not in choices:
             raise self.fail(f"{key} is {value!r:.40}, expected one of {', '.join(choices)}")
         return str(value)
+
+    def family(self, raw: dict[str, object]) -> str:
+        """A plain name; whether a family is known is for those to say who compute it."""
+        value = raw.get("family")
+        if not isinstance(value, str) or not is_family_name(value):
+            raise self.fail(f"family is {value!r:.60}, not a name of small letters and digits")
+        return value
 
     def text(self, raw: dict[str, object], key: str) -> str:
         value = raw.get(key)

@@ -22,12 +22,12 @@ from martlet.checkpoint.layout import (
     plan_files,
 )
 from martlet.checkpoint.manifest import (
-    FAMILIES,
     MANIFEST_NAME,
     FileEntry,
     FormatEntry,
     Manifest,
     TokenizerEntry,
+    is_family_name,
 )
 from martlet.checkpoint.planned import PlannedBlock, PlannedTensor, PlannedWeight, stored_tensors
 from martlet.checkpoint.staging import disk_errors, require_space, staged_folder, sync_path
@@ -93,7 +93,7 @@ class StoreWriter:
     def __init__(
         self, destination: Path, contents: StoreContents, *, overwrite: bool = False
     ) -> None:
-        assert contents.family in FAMILIES, contents.family
+        assert is_family_name(contents.family), contents.family
         self.destination = Path(destination).absolute()
         self.contents = contents
         self.layouts = plan_files(contents.blocks, contents.max_file_bytes)

@@ -91,6 +91,8 @@ def _own_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
     from martlet.checkpoint.store import open_store
 
     store = open_store(path)
+    if store.family not in TASKS_OF_FAMILY:
+        return ModelEntry(name, path, origin, problem=f"{path}: family {store.family} is not known")
     return ModelEntry(
         name=name,
         path=path,
