@@ -9,6 +9,7 @@ from torch import Tensor
 
 from martlet.conversion.gguf_blocks import FLOATS, FORMATS, grouped_weight
 from martlet.conversion.gguf_values import PARTS, values
+from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError
 from martlet.quantization.block_types import BLOCK_TYPES, BlockType
 
@@ -167,3 +168,21 @@ def test_rows_are_worked_on_in_pieces_that_do_not_show(
     assert torch.equal(pieces.data, whole.data)
     assert torch.equal(pieces.dequantize(), whole.dequantize())
     assert pieces.data.is_contiguous()
+
+
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_several_threads_give_what_one_gives(
+    monkeypatch: pytest.MonkeyPatch, is_inference: bool
+) -> None:
+    monkeypatch.setattr("martlet.conversion.gguf_blocks._TILE_ELEMENTS", 1)
+    data = random_rows(KINDS["Q4_K"], rows=40)
+    with cpu_threads(1):
+        alone = grouped_weight(data, KINDS["Q4_K"], "w")
+    with cpu_threads(3), torch.inference_mode(is_inference):
+        assert torch.equal(
+            grouped_weight(data, KINDS["Q4_K"], "w").dequantize(), alone.dequantize()
+        )
+        data[39, 0:2] = 255  # the bits of a number that is none
+        with pytest.raises(ModelFileError, match="w: row 39 has a scale"):
+            grouped_weight(data, KINDS["Q4_K"], "w")
+        assert torch.get_num_threads() == 3

@@ -6,18 +6,21 @@
     Q4_1 Q4_K          int4-g32-asym: the integers stay; zeros, and for Q4_K scales, become float16
     the others         int8-g32, rounded to nearest
 
-A row is worked on with some others, so that little memory is needed beside the result.
+A row is worked on with some others, so that little memory is needed beside the result, by as many
+threads as torch has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from martlet.conversion.gguf_values import PARTS, fifth_bits, halves, scales_and_minima, values
+from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError
 from martlet.quantization.block_types import BlockType
 from martlet.quantization.formats import WeightFormat
@@ -82,10 +85,24 @@ def grouped_weight(data: Tensor, kind: BlockType, name: str) -> GroupedTensor:
     shape = torch.Size((out_features, row_bytes // kind.nbytes * kind.elements))
     weight = _empty(shape, FORMATS[kind.name])
     step = max(1, _TILE_ELEMENTS // max(1, shape[1]))
-    for start in range(0, out_features, step):
-        groups = _read(data[start : start + step], kind)
-        _check_finite(groups, name, start)
-        _store(groups, weight.rows(start, start + step))
+    is_inference = torch.is_inference_mode_enabled()
+
+    def work(start: int) -> None:
+        with torch.inference_mode(is_inference):
+            groups = _read(data[start : start + step], kind)
+            _check_finite(groups, name, start)
+            _store(groups, weight.rows(start, start + step))
+
+    starts = range(0, out_features, step)
+    workers = min(torch.get_num_threads(), len(starts))
+    if workers <= 1:
+        for start in starts:
+            work(start)
+        return weight
+    # Each works on rows of its own: these operations are too small to share one among threads.
+    with cpu_threads(1), ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(work, starts):
+            pass
     return weight
 
 
