@@ -3,8 +3,9 @@
     python benchmarks/oracle.py [FAMILY ...]
 
 Writes benchmarks/results/oracle.json: for each variant and route the largest difference of a logit
-over the largest logit, float32 on both sides; by the route "int8", of the first variant of each
-family, our weights are rounded. The tests hold the same variants and routes to a limit.
+over the largest logit, float32 on both sides. Of the first variant of each family also what
+bfloat16 costs, here and there, and by the route "int8" what rounding our weights does. The tests
+hold the same variants and routes to a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path[0] = str(Path(__file__).parents[1] / "tests" / "models")
 import torch  # noqa: E402  (and what follows: found by the line above)
 import transformers  # noqa: E402
 from oracle_reference import make_reference  # noqa: E402
-from oracle_routes import ROUTES, long, open_converted, steps  # noqa: E402
+from oracle_routes import ROUTES, bfloat16, long, open_converted, steps  # noqa: E402
 from oracle_variants import FAMILIES, VARIANTS, Variant, variants_of  # noqa: E402
 
 import martlet  # noqa: E402
@@ -42,8 +43,13 @@ def errors_of(variant: Variant, folder: Path) -> Iterator[tuple[str, float]]:
         yield name, route(model, reference)
     if variant.long_tokens is not None:
         yield "long", partial(long, num_tokens=variant.long_tokens)(model, reference)
+    if variant is not variants_of(variant.family)[0]:
+        return
+    yield from zip(
+        ("bfloat16", "bfloat16 of transformers"), bfloat16(model, reference), strict=True
+    )
     divisible = FAMILIES[variant.family].divisible
-    if divisible and variant is variants_of(variant.family)[0]:
+    if divisible:
         wide = make_reference(variant, folder / "wide", **divisible)
         yield "int8", steps(open_converted(folder / "wide", folder / "int8", "int8"), wide)
 

@@ -9,7 +9,8 @@ __all__ = ["render"]
 
 Row = dict[str, Any]
 
-ROUTES = ("whole", "steps", "device steps", "batch", "long", "int8")
+ROUTES = ("whole", "steps", "device steps", "batch", "long", "bfloat16", "int8")
+_PEER = "bfloat16 of transformers"
 
 
 def render(rows: Iterable[Row], words: dict[str, str]) -> str:
@@ -23,7 +24,7 @@ def render(rows: Iterable[Row], words: dict[str, str]) -> str:
     heads = [words["family"], words["variant"], *(words[route] for route in ROUTES)]
     lines = [heads, ["---"] * len(heads)]
     for (family, variant), by_route in errors.items():
-        cells = [_cell(route, by_route.get(route)) for route in ROUTES]
+        cells = [_cell(by_route, route) for route in ROUTES]
         named = words["joint"].join(words.get(part, part) for part in variant.split(", "))
         lines.append([f"`{family}`", named, *cells])
     commands = dict.fromkeys(row["command"] for row in rows)
@@ -44,7 +45,11 @@ def render(rows: Iterable[Row], words: dict[str, str]) -> str:
     )
 
 
-def _cell(route: str, error: float | None) -> str:
-    if error is None:
+def _cell(errors: dict[str, float], route: str) -> str:
+    if route not in errors:
         return "–"
-    return f"{error:.1%}" if route == "int8" else f"{error:.0e}".replace("e-0", "e-")
+    if route == "bfloat16":
+        return f"{errors[route]:.1%} ({errors[_PEER]:.1%})"
+    return (
+        f"{errors[route]:.1%}" if route == "int8" else f"{errors[route]:.0e}".replace("e-0", "e-")
+    )

@@ -5,6 +5,7 @@ An error is the largest difference of a logit over the largest logit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,24 @@ def long(model: Model, reference: Any, num_tokens: int) -> float:
     parts = token_ids.split([num_tokens - 10] + [1] * 10, dim=1)
     ours = torch.cat([model.run("decoder", part, cache) for part in parts], dim=1)
     return max(error_of(ours, theirs), error_of(model.run("decoder", token_ids), theirs))
+
+
+def bfloat16(model: Model, reference: Any) -> tuple[float, float]:
+    """What computing in bfloat16 costs, ours and that of transformers; weights are the same.
+
+    These are relative root mean squares, since the largest of many roundings is a matter of chance.
+    """
+    token_ids = random_ids(2, SHORT_TOKENS)
+    theirs = copy.deepcopy(reference).bfloat16()
+    coarse = theirs(token_ids).logits.float()
+    exact = theirs.float()(token_ids).logits
+    blocks = {
+        name: {key: weight.bfloat16() for key, weight in weights.items()}
+        for name, weights in model.blocks.items()
+    }
+    ours = Model(model.architecture, blocks).run("decoder", token_ids)
+    size = float(exact.norm())
+    return float((ours - exact).norm()) / size, float((coarse - exact).norm()) / size
 
 
 ROUTES: Mapping[str, Callable[[Model, Any], float]] = {

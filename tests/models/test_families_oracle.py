@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle_routes import ROUTES, long, open_converted, steps
+from oracle_routes import ROUTES, bfloat16, long, open_converted, steps
 from oracle_variants import FAMILIES, VARIANTS, Variant, variants_of
 
 pytest.importorskip("transformers")
@@ -43,3 +43,13 @@ def test_int8_stays_near_the_float_model(family: str, make_reference: Any, tmp_p
     model = open_converted(tmp_path / "source", tmp_path / "converted", "int8")
     # Rounding to int8 puts a noise of 0.7 % on every weight; it adds up over the layers.
     assert 1e-4 < steps(model, reference) < 0.06
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_costs_no_more_than_in_transformers(
+    family: str, make_reference: Any, tmp_path: Path
+) -> None:
+    reference = make_reference(variants_of(family)[0], tmp_path / "source")
+    model = open_converted(tmp_path / "source", tmp_path / "converted")
+    ours, theirs = bfloat16(model, reference)
+    assert 1e-3 < ours < 1.1 * theirs
