@@ -108,6 +108,7 @@ def test_missing_fields_take_the_defaults_of_the_format() -> None:
         (GPT2, "layer_norm_epsilon", "1e-5"),
         (GPT2, "add_cross_attention", True),
         (GPT2, "scale_attn_weights", "yes"),
+        (GPT2, "hidden_size", 12),
         (GPT2, "pruned_heads", {"0": [1]}),
         (GPT2, "quantization_config", {"bits": 4}),
         (LLAMA, "num_hidden_layers", 0),
@@ -148,6 +149,7 @@ def test_missing_fields_take_the_defaults_of_the_format() -> None:
         (T5, "is_decoder", True),
         (T5, "is_encoder_decoder", False),
         (T5, "attn_scale", 1),
+        (T5, "n_layer", 2),
         (T5, "tie_word_embeddings", "false"),
     ],
 )

@@ -70,7 +70,7 @@ class GPT2Config:
         """Read and check a config.json.
 
         ``reorder_and_upcast_attn`` is accepted either way: it asks for the softmax in float32,
-        which attention always does.
+        which attention always does. The other names that nobody reads are those of old versions.
 
         Raises:
             ModelFileError: see ``load_architecture``.
@@ -80,8 +80,11 @@ class GPT2Config:
         fields.require("is_encoder_decoder", False)
         fields.require("pruned_heads", {})
         fields.require("quantization_config", None)
+        fields.ignore(
+            "reorder_and_upcast_attn", "n_ctx", "n_special", "output_past", "predict_special_tokens"
+        )
         n_embd = fields.size("n_embd")
-        return cls(
+        made = cls(
             vocab_size=fields.size("vocab_size"),
             n_positions=fields.size("n_positions" if fields.has("n_positions") else "n_ctx"),
             n_embd=n_embd,
@@ -94,6 +97,8 @@ class GPT2Config:
             scale_attn_by_inverse_layer_idx=fields.flag("scale_attn_by_inverse_layer_idx", False),
             tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         )
+        fields.refuse_unknown()
+        return made
 
 
 class GPT2(DecoderOnly):

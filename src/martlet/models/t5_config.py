@@ -66,7 +66,9 @@ class T5Config:
         activation, is_gated = _activation(fields, "gated-gelu" if is_mt5 else "relu")
         num_layers = fields.size("num_layers", limit=1024)
         tied = fields.flag("tie_word_embeddings", not is_mt5)
-        return cls(
+        # Positions are relative; the others are names of old versions.
+        fields.ignore("n_positions", "output_past", "tie_encoder_decoder")
+        made = cls(
             vocab_size=fields.size("vocab_size"),
             d_model=fields.size("d_model"),
             d_kv=fields.size("d_kv"),
@@ -85,6 +87,8 @@ class T5Config:
             scale_decoder_outputs=fields.flag("scale_decoder_outputs", tied and not is_mt5),
             attn_scale=fields.flag("attn_scale", False),
         )
+        fields.refuse_unknown()
+        return made
 
 
 def _activation(fields: Fields, default: str) -> tuple[str, bool]:
