@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import martlet
+from martlet.api.opening import open_model
 from martlet.checkpoint.store import open_store
 from martlet.conversion.convert import convert
 from martlet.errors import ModelFileError
@@ -125,16 +126,21 @@ def test_a_llama_computes_what_its_dequantised_twin_computes(
     assert weight.format.name == quantize
     assert torch.equal(weight.dequantize(), exact["model.layers.0.self_attn.q_proj.weight"])
 
+    ids = [1, 5, 9, 13, 2, 40, 41]
+    # Without being converted; nothing that is packed is rounded again.
+    direct = None if layout == "bin" else martlet.load(source, device="cpu").logits(ids)
+
     floats = {name: weight.float() for name, weight in exact.items()}
     twin = maker.hugging_face(LLAMA, floats)
     convert(twin, tmp_path / "float")
-    ids = [1, 5, 9, 13, 2, 40, 41]
     ours, plain = (
         martlet.load(tmp_path / name, device="cpu").logits(ids) for name in ("packed", "float")
     )
     assert plain.std() > 0.1
     # Native products of integers round activations to 16 bits, plain ones are float32 sums.
     assert (ours - plain).abs().max() < 1e-3 * plain.std()
+    if direct is not None:
+        assert torch.equal(direct, ours)
 
 
 @pytest.mark.gpu
@@ -147,6 +153,39 @@ def test_a_gpu_computes_with_them_what_a_processor_computes(maker, tmp_path, set
         martlet.load(tmp_path / "packed", device=device).logits(ids) for device in ("cpu", "cuda")
     )
     assert (here - there).abs().max() < 0.03 * here.std()  # half precision on the GPU
+
+
+def test_biases_beside_packed_linears_are_kept_where_the_architecture_has_them(maker):
+    config = {**LLAMA, "model_type": "qwen2"}
+    state, exact = packed(random_weights(config), GPTQ)
+    source = maker.hugging_face({**config, "quantization_config": GPTQ}, state)
+    opened = open_model(source)
+    bias = opened.files.weight("decoder.1", "self_attn.q_proj.bias")
+    assert bias.abs().min() > 0
+    assert torch.equal(bias, exact["model.layers.1.self_attn.q_proj.bias"])
+    weight = opened.files.weight("decoder.1", "self_attn.q_proj.weight")
+    assert torch.equal(weight.dequantize(), exact["model.layers.1.self_attn.q_proj.weight"])
+    assert (opened.files.quantize, opened.files.usual_quantize) == ("int4", None)
+
+
+def test_linears_that_are_packed_as_one_matrix_are_cut_apart(maker):
+    config = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "eos_token_id": 2}
+    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+    fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, weight in random_weights(config).items():
+        stem = name.removesuffix(".weight").rpartition(".")
+        parts.setdefault(f"{stem[0]}.{fused.get(stem[2], stem[2])}.weight", []).append(weight)
+    state, exact = packed({name: torch.cat(rows) for name, rows in parts.items()}, AWQ)
+    files = open_model(maker.hugging_face({**config, "quantization_config": AWQ}, state)).files
+    ours = [
+        files.weight("decoder.0", f"self_attn.{part}_proj.weight").dequantize() for part in "qkv"
+    ]
+    assert torch.equal(torch.cat(ours), exact["model.layers.0.self_attn.qkv_proj.weight"])
+    ours = [
+        files.weight("decoder.1", f"mlp.{part}_proj.weight").dequantize() for part in ("gate", "up")
+    ]
+    assert torch.equal(torch.cat(ours), exact["model.layers.1.mlp.gate_up_proj.weight"])
 
 
 def test_conv1d_weights_of_gpt2_are_packed_as_linears(maker, tmp_path):
