@@ -148,7 +148,7 @@ class ChatRequest(GenerationFields):
             raise ApiError(
                 400,
                 "unsupported_parameter",
-                f"{self.model:.80} was not trained to call tools; leave tools out",
+                "calling tools is not supported; leave tools out",
                 "tools",
             )
         if self.top_logprobs is not None and not self.logprobs:
