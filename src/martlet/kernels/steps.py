@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from martlet.kernels import reference
+from martlet.kernels import reference, reference_choice
 from martlet.kernels.cache_view import CacheView
 from martlet.kernels.cuda import attention, decode, sampling
 from martlet.kernels.norm import Norm
@@ -88,7 +88,7 @@ def most_probable(logits: Tensor, suppressed: Tensor | None, state: StepState) -
     if logits.is_cuda:
         decode.most_probable(logits, suppressed, state)
     else:
-        reference.most_probable(logits, suppressed, state)
+        reference_choice.most_probable(logits, suppressed, state)
 
 
 def sample(
@@ -109,7 +109,7 @@ def sample(
     if logits.is_cuda:
         sampling.sample(logits, suppressed, chances, state)
     else:
-        reference.sample(logits, suppressed, chances, state)
+        reference_choice.sample(logits, suppressed, chances, state)
 
 
 def finish_step(state: StepState, ending_ids: Tensor) -> None:
@@ -121,4 +121,4 @@ def finish_step(state: StepState, ending_ids: Tensor) -> None:
     if ending_ids.is_cuda:
         decode.finish_step(state, ending_ids)
     else:
-        reference.finish_step(state, ending_ids)
+        reference_choice.finish_step(state, ending_ids)
