@@ -73,7 +73,7 @@ class GPTNeoXConfig:
         """
         fields = Fields(config)
         fields.require("quantization_config", None)
-        fields.ignore("attention_probs_dropout_prob", "is_decoder")
+        fields.ignore("attention_probs_dropout_prob", "is_decoder", "custom_pipelines")
         hidden_size = fields.size("hidden_size")
         num_heads = fields.size("num_attention_heads")
         if hidden_size % num_heads:

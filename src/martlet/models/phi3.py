@@ -41,10 +41,7 @@ class Phi3Config(RotaryConfig):
         # Phi-4-mini says with these that its layers are all alike.
         fields.require("full_attn_mod", 1)
         fields.require("interpolate_factor", 1)
-        if (
-            not isinstance(sizes["rotary"].scaling, LongRope)
-            and sizes["rotary"].scaling != Scaling()
-        ):
+        if type(sizes["rotary"].scaling) not in (Scaling, LongRope):
             raise fields.bad("rope_scaling", fields.get("rope_scaling"), "longrope alone")
         fields.refuse_unknown()
         return cls(**sizes, sliding_window=window)
