@@ -135,8 +135,10 @@ def load_here(options: argparse.Namespace) -> apart.Row:
         plan_started = time.perf_counter()
         martlet.plan(folder, device=options.device, gpu_memory=options.gpu_memory)
         started = time.perf_counter()
+        reads: list[tuple[float, int]] = []
         model = martlet.load(
             folder,
+            progress=lambda done, total, name: reads.append((time.perf_counter(), done)),
             device=options.device,
             quantize=options.quantize,
             gpu_memory=options.gpu_memory,
@@ -157,6 +159,9 @@ def load_here(options: argparse.Namespace) -> apart.Row:
         "first_plan_seconds": started - plan_started,
         "file_bytes": file_bytes,
         "file_bytes_per_second": file_bytes / seconds,
+        # From the first tensor to the last: without plan, vocabulary and the card's memory.
+        "weights_seconds": reads[-1][0] - reads[0][0],
+        "weights_bytes_per_second": (reads[-1][1] - reads[0][1]) / (reads[-1][0] - reads[0][0]),
         "weight_bytes": sum(p.nbytes for p in model.plan.phases[0].placements),
         "rss_before_bytes": before,
         "peak_process_bytes": peak_rss_bytes(),

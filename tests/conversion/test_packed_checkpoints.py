@@ -174,8 +174,8 @@ def test_linears_that_are_packed_as_one_matrix_are_cut_apart(maker):
     fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
     parts: dict[str, list[torch.Tensor]] = {}
     for name, weight in random_weights(config).items():
-        stem = name.removesuffix(".weight").rpartition(".")
-        parts.setdefault(f"{stem[0]}.{fused.get(stem[2], stem[2])}.weight", []).append(weight)
+        *folders, last = name.removesuffix(".weight").split(".")
+        parts.setdefault(".".join([*folders, fused.get(last, last), "weight"]), []).append(weight)
     state, exact = packed({name: torch.cat(rows) for name, rows in parts.items()}, AWQ)
     files = open_model(maker.hugging_face({**config, "quantization_config": AWQ}, state)).files
     ours = [
