@@ -1,4 +1,4 @@
-"""Attention of a decode step over the cache; ``attention.cu`` says how.
+"""Attention of a decode step over the cache; ``attention.cuh`` says how.
 
 Every length is read on the device, so that one captured step serves all positions of a text.
 """
@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from martlet.kernels.cache_view import CacheView
-from martlet.kernels.cuda.driver import Kernel, load_kernels
+from martlet.kernels.cuda.driver import Kernel, device_limits, load_kernels
 from martlet.kernels.cuda.few_rows import ACTIVATION_TYPES
 from martlet.kernels.norm import Norm
 from martlet.kernels.turn import Turn
 from martlet.quantization.vectors import Int8Vectors, parts_of
 
-__all__ = ["AttentionShape", "attention", "can_attend"]
+__all__ = ["attention", "can_attend"]
 
-_WARPS = 8
-_STRETCH_TOKENS = 256  # keys of a block: fewer do not pay for joining them
+_LEAST_STRETCH = 64  # keys of a block: fewer do not pay for joining them
 _MAX_STRETCHES = 64
-_MOST_HEADS = 5  # of queries, that the registers of a lane hold with what they gather
 _VECTOR = 8  # components of a lane
 _LARGEST_HEAD = 32 * _VECTOR
 _NO_WINDOW = (1 << 31) - 1
@@ -51,7 +49,7 @@ class _Arguments(ctypes.Structure):
         ("k_stride", ctypes.c_int),
         ("v_stride", ctypes.c_int),
         ("capacity", ctypes.c_int),
-        ("stretch", ctypes.c_int),
+        ("least_stretch", ctypes.c_int),
         ("num_distances", ctypes.c_int),
         ("num_heads", ctypes.c_int),
         ("splits", ctypes.c_int),
@@ -102,10 +100,12 @@ def attention(  # noqa: PLR0913  (those of ops.step_attention)
     assert cache.keys.is_contiguous()
     assert cache.values.is_contiguous()
     num_heads = q.shape[1] // head_dim
+    is_int8 = isinstance(cache.keys, Int8Vectors)
+    body = _body(q.device, q.dtype, is_int8)
     sharing = num_heads // num_kv_heads  # one key/value head
-    splits = -(-sharing // _MOST_HEADS)
+    splits = -(-sharing // body.most_heads)
     group, num_columns = -(-sharing // splits), num_kv_heads * splits
-    stretches = min(-(-capacity // _STRETCH_TOKENS), _MAX_STRETCHES)
+    stretches = _stretches(q.device, num_columns, min(capacity, window or capacity))
     y = torch.empty((num_slots, num_heads * head_dim), dtype=q.dtype, device=q.device)
     partial, finished = _scratch(
         q.device, num_slots * num_columns * stretches * group * (head_dim + 2)
@@ -119,7 +119,7 @@ def attention(  # noqa: PLR0913  (those of ops.step_attention)
         finished=finished.data_ptr(),
         q_stride=q.stride(0),
         capacity=capacity,
-        stretch=-(-capacity // stretches),
+        least_stretch=_LEAST_STRETCH,
         num_heads=num_heads,
         splits=splits,
         window=_NO_WINDOW if window is None else window,
@@ -137,16 +137,24 @@ def attention(  # noqa: PLR0913  (those of ops.step_attention)
         _add_turn(arguments, turn, head_dim)
     if norms is not None:
         _add_norms(arguments, norms, q.dtype)
-    is_int8 = isinstance(cache.keys, Int8Vectors)
-    shape = AttentionShape(head_dim, group, is_int8, norms is not None, softcap is not None)
-    _attention_kernel(q.device, q.dtype, shape)(
+    shape = _Shape(head_dim, group, is_int8, norms is not None, softcap is not None)
+    _kernel(q.device, q.dtype, body.name, shape)(
         (num_columns, num_slots, stretches),
-        _WARPS * 32,
+        body.warps * 32,
         arguments,
-        shared_bytes=4 * _WARPS * group * (head_dim + 2),
+        shared_bytes=4 * body.warps * group * (head_dim + 2),
         dependent=True,
     )
     return y
+
+
+def _stretches(device: torch.device, num_columns: int, most_keys: int) -> int:
+    """Blocks of a key/value head of a sequence: two on each multiprocessor, if there are the keys.
+
+    The number of sequences does not count, so that each has the bits that it has alone.
+    """
+    wanted = -(-2 * device_limits(device).num_multiprocessors // num_columns)
+    return max(1, min(-(-most_keys // _LEAST_STRETCH), wanted, _MAX_STRETCHES))
 
 
 def _in_vectors(x: Tensor) -> Tensor:
@@ -180,17 +188,36 @@ def _add_norms(arguments: _Arguments, norms: tuple[Norm, Norm], dtype: torch.dty
 
 
 @dataclass(frozen=True)
-class AttentionShape:
-    """What attention.cu is compiled for beside the type; ``is_int8`` is the form of the cache."""
+class _Body:
+    """A kernel: its name, warps of a block, and the most heads of queries that a block takes."""
+
+    name: str
+    warps: int
+    most_heads: int
+
+
+_BY_LANES = _Body("attention", 8, 5)
+_ON_MATRIX_UNITS = _Body("attention_units", 4, 8)
+
+
+@functools.lru_cache(maxsize=64)
+def _body(device: torch.device, dtype: torch.dtype, is_int8: bool) -> _Body:
+    has_units = dtype != torch.float32 and device_limits(device).capability >= (8, 0)
+    return _ON_MATRIX_UNITS if has_units and not is_int8 else _BY_LANES
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What is compiled in beside the type; ``is_int8`` is the form of the cache."""
 
     head_dim: int
     group: int
     is_int8: bool
-    has_norms: bool = False
-    has_softcap: bool = False
+    has_norms: bool
+    has_softcap: bool
 
     def defines(self) -> dict[str, int]:
-        """The compile-time choices; what is not used is left out."""
+        """The definitions; what is not used is left out."""
         chosen = {
             "CACHE_INT8": self.is_int8,
             "HEAD_NORM": self.has_norms,
@@ -204,9 +231,9 @@ class AttentionShape:
 
 
 @functools.lru_cache(maxsize=64)
-def _attention_kernel(device: torch.device, dtype: torch.dtype, shape: AttentionShape) -> Kernel:
+def _kernel(device: torch.device, dtype: torch.dtype, name: str, shape: _Shape) -> Kernel:
     defines = {"ACTIVATION_TYPE": ACTIVATION_TYPES[dtype], **shape.defines()}
-    return load_kernels("attention", defines, device)["attention"]
+    return load_kernels(name, defines, device)[name]
 
 
 # Kernels on one stream run one after the other, so they share one scratch memory; the counters in

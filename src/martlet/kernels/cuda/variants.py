@@ -46,6 +46,13 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
         {"ACTIVATION_TYPE": 1, "HEAD_DIM": 256, "GROUP": 2, "SOFTCAP": 1},
         {"ACTIVATION_TYPE": 2, "HEAD_DIM": 96, "GROUP": 4, "HEAD_NORM": 1, "CACHE_INT8": 1},
     ],
+    "attention_units": [
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 64, "GROUP": 1},
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 128, "GROUP": 4},
+        {"ACTIVATION_TYPE": 1, "HEAD_DIM": 128, "GROUP": 8, "HEAD_NORM": 1},
+        {"ACTIVATION_TYPE": 1, "HEAD_DIM": 256, "GROUP": 4, "SOFTCAP": 1},
+        {"ACTIVATION_TYPE": 0, "HEAD_DIM": 80, "GROUP": 1},
+    ],
     "dequantize": [
         *({"ACTIVATION_TYPE": number, **_INT8} for number in _TYPES),
         *(
