@@ -11,7 +11,7 @@ from torch import Tensor
 
 from martlet.engine.generator import Generator
 from martlet.errors import ContextLengthError, UsageError, VocabularyError
-from martlet.models.family import TASKS_OF_FAMILY, Task, families_for
+from martlet.models.family import Task, families_for, tasks_of
 from martlet.tokenizers.chat_template import ChatTemplate
 from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
 
@@ -73,8 +73,7 @@ class TaskModel:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What it can be asked for; the first is what it is best at."""
-        tasks = TASKS_OF_FAMILY[self.family]
-        return tasks if self.template is None else ("chat", *tasks)
+        return tasks_of(self.family, has_template=self.template is not None)
 
     @property
     def thinks(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["TASKS_OF_FAMILY", "Task", "families_for"]
+__all__ = ["TASKS_OF_FAMILY", "Task", "families_for", "tasks_of"]
 
 Task = Literal["fill", "write", "chat"]
 
@@ -32,6 +32,15 @@ TASKS_OF_FAMILY: dict[str, tuple[Task, ...]] = {
     "t5": ("fill",),
 }
 """The first task of a family is what it is best at."""
+
+
+def tasks_of(family: str, *, has_template: bool) -> tuple[Task, ...]:
+    """What a model can be asked for, the best first; none for a family that is not known.
+
+    A model of any family that came with a chat template was trained to chat.
+    """
+    tasks = TASKS_OF_FAMILY.get(family, ())
+    return ("chat", *tasks) if has_template and tasks and "chat" not in tasks else tasks
 
 
 def families_for(task: Task) -> list[str]:
