@@ -140,3 +140,12 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pa
 
 def test_a_file_without_a_vocabulary_has_no_tokenizer() -> None:
     assert gguf_tokenizer({}, Path("m.gguf")) == (None, {})
+
+
+def test_defaults_of_sampling_come_under_the_names_of_generation_config() -> None:
+    keys = {"temp": 0.6000000238418579, "top_k": 20, "top_p": 0.949999988079071, "sequence": "x"}
+    metadata = {f"general.sampling.{name}": value for name, value in keys.items()}
+    assert gguf_tokenizer(metadata, Path("m.gguf")) == (
+        None,
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+    )

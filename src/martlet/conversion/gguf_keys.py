@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from numpy import finfo, float32
+
 from martlet.checkpoint.gguf import Value
 from martlet.errors import ModelFileError
 
-__all__ = ["ArchitectureKeys"]
+__all__ = ["ArchitectureKeys", "shortest_decimal"]
 
 _MAX_SIZE = 1 << 24
+_LARGEST_FLOAT32 = float(finfo(float32).max)
 
 # What says how a model was made or where it may be used, not what it computes.
 _HARMLESS = frozenset({"rope.scaling.finetuned", "tensor_data_layout", "vocab_size"})
@@ -62,11 +65,11 @@ class ArchitectureKeys:
             ModelFileError: the key is missing and has no default, or is something else.
         """
         value = self._value(name, default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.bad(name, value, "a number")
+        if not math.isfinite(value) or value <= 0:
             raise self.bad(name, value, "a finite number above 0")
-        # Files hold float32; the shortest decimal number that gives it is what was meant.
-        return shortest_decimal(float(value))  # type: ignore[arg-type]
+        return shortest_decimal(float(value))
 
     def word(self, name: str, default: str, choices: tuple[str, ...]) -> str:
         """One of a few words.
@@ -123,8 +126,11 @@ class ArchitectureKeys:
 
 
 def shortest_decimal(value: float) -> float:
-    """The number with the fewest decimal digits that is the same float32; others stay."""
-    from numpy import float32
+    """The number with the fewest decimal digits that is the same float32; others stay.
 
-    shortened = float(str(float32(value)))
-    return shortened if float(float32(value)) == value else value
+    Files hold 1e-5 as 9.99999975e-6; what was meant is the former.
+    """
+    if not math.isfinite(value) or abs(value) > _LARGEST_FLOAT32:
+        return value
+    rounded = float32(value)
+    return float(str(rounded)) if float(rounded) == value else value

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from martlet.conversion.gguf_keys import shortest_decimal
 from martlet.conversion.source import TokenizerFiles
 from martlet.errors import DiskFullError, ModelFileError
 from martlet.tokenizers.gguf_state import tokenizer_config, tokenizer_state
@@ -18,6 +19,13 @@ from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, read_gguf_vocabul
 __all__ = ["gguf_tokenizer"]
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 _STATE, _CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
@@ -34,11 +42,23 @@ def gguf_tokenizer(
     template = metadata.get(_TEMPLATE_KEY)
     if template is not None and not isinstance(template, str):
         raise ModelFileError(f"{path}: {_TEMPLATE_KEY} is {template!r:.40}, expected text")
+    generation = _sampling(metadata)
     if vocabulary is None:
-        return None, {}
+        return None, generation
+    if vocabulary.end_ids:
+        generation["eos_token_id"] = list(vocabulary.end_ids)
     files = _UnpackedFiles(vocabulary, template)
-    generation = {"eos_token_id": list(vocabulary.end_ids)} if vocabulary.end_ids else {}
     return TokenizerFiles("huggingface", files), generation
+
+
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of sampling that newer files have, under the names of generation_config.json."""
+    found = {ours: metadata.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
+    return {
+        name: shortest_decimal(value) if isinstance(value, float) else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 class _UnpackedFiles(Mapping[str, Path]):
