@@ -88,6 +88,10 @@ def test_a_folder_as_the_hub_has_them_is_listed_by_its_config(catalogue, tmp_pat
     (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
     assert (entry.family, entry.quantize, entry.size_bytes) == ("llama", "none", 5)
     assert entry.problem is None
+    assert entry.task == "write"
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
+    assert entry.task == "chat"
     (folder / "config.json").write_text('{"model_type": "unheard-of"}')
     (entry,) = (entry for entry in catalogue.entries() if entry.name == "downloaded")
     assert "unheard-of" in entry.problem

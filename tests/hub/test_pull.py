@@ -202,6 +202,16 @@ def test_a_stalled_server_is_left_and_asked_again(hub, model, settings):
     assert hub.file_requests("model.safetensors")[1].byte_range == "bytes=100-"
 
 
+@pytest.mark.parametrize("number", [400, 403, 404, 503])
+def test_another_host_that_refuses_is_asked_by_a_new_address(hub, model, settings, number):
+    hub.faults["model.safetensors"].append(status(number))
+    fetch(settings)
+    shutil.rmtree(settings.cache_dir)
+    hub.faults["model.safetensors"].extend([status(number)] * settings.tries)
+    with pytest.raises(DownloadError, match=f"localhost:.* answers {number}"):
+        fetch(settings)
+
+
 @pytest.mark.parametrize("number", [429, 500, 502, 503])
 def test_a_server_in_trouble_is_asked_again_and_then_given_up(hub, model, settings, number):
     hub.faults["config.json"].append(status(number))

@@ -81,11 +81,12 @@ def describe(name: str, files: ModelFiles) -> dict[str, Any]:
     folder = files.location if files.location.is_dir() else files.location.parent
     card = next((str(folder / card) for card in _CARD_NAMES if (folder / card).is_file()), None)
     has_chat_template = files.chat_template() is not None
+    tasks = TASKS_OF_FAMILY.get(files.family, ())
     return {
         "model": name,
         "path": str(files.location),
         "family": files.family,
-        "tasks": list(TASKS_OF_FAMILY.get(files.family, ())),
+        "tasks": list(dict.fromkeys((*(["chat"] if has_chat_template else []), *tasks))),
         "quantize": files.quantize,
         "loaded_as": files.usual_quantize,
         "context_tokens": load_architecture(files.config).max_positions,

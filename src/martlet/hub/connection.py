@@ -39,6 +39,7 @@ class Answer:
 
     Attributes:
         status: the number of the answer after all redirects.
+        other_host: where it came from, if that is not the hub; else None.
         headers: those of the last answer.
         etag: the hash of the whole file by the hub's own word, None where it gave none.
         commit: the revision that the hub answered for.
@@ -46,9 +47,12 @@ class Answer:
         content_length: bytes of the body, None where they are not told.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, url: str, said: Message) -> None:
+    def __init__(
+        self, response: http.client.HTTPResponse, url: str, said: Message, *, is_home: bool
+    ) -> None:
         self._response = response
         self._url = url
+        self.other_host = None if is_home else urlsplit(url).netloc
         self.status = response.status
         self.headers: Message = response.headers
         self.etag = _hash(said.get("X-Linked-Etag") or said.get("ETag"))
@@ -123,7 +127,7 @@ class Connection:
                 _add(said, response.headers)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
-                return Answer(response, url, said)
+                return Answer(response, url, said, is_home=is_home)
             response.close()
             url = self._redirected(url, str(location))
         raise DownloadError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from martlet.checkpoint.names import MANIFEST_NAME
-from martlet.errors import MartletError
+from martlet.errors import MartletError, ModelFileError
 from martlet.hub.cached import file_names, missing_files
 from martlet.hub.selection import gguf_models
 from martlet.models.family import TASKS_OF_FAMILY, Task
@@ -20,7 +20,8 @@ __all__ = ["ModelEntry", "Origin", "describe_folder", "describe_gguf", "is_gguf"
 Origin = Literal["bundled", "local", "hub"]
 
 _GGUF_MAGIC = b"GGUF"
-_LONGEST_CONFIG_BYTES = 4 << 20
+_LONGEST_CONFIG_BYTES = 16 << 20
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _QUANT_IN_A_NAME = re.compile(r"(?<![a-z0-9])(i?q\d(?:_[a-z0-9]+)*|bf16|f16|f32)", re.IGNORECASE)
 
 
@@ -68,10 +69,8 @@ def describe_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
         if (path / MANIFEST_NAME).is_file():
             return _own_folder(name, path, origin)
         return _hub_folder(name, path, origin)
-    except MartletError as error:
+    except (MartletError, OSError) as error:
         return ModelEntry(name, path, origin, problem=str(error))
-    except (OSError, ValueError, RecursionError) as error:
-        return ModelEntry(name, path, origin, problem=f"{path / 'config.json'}: {error}")
 
 
 def describe_gguf(name: str, files: Sequence[Path], origin: Origin) -> ModelEntry:
@@ -98,7 +97,7 @@ def _own_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
         path=path,
         origin=origin,
         family=store.family,
-        task=TASKS_OF_FAMILY[store.family][0],
+        task=_best_task(store.family, path),
         quantize=store.quantize,
         size_bytes=sum(entry.size_bytes for entry in store.manifest.files.values()),
     )
@@ -107,7 +106,7 @@ def _own_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
 def _hub_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
     config = _read_config(path / "config.json")
     model_type = str(config.get("model_type", "")) or None
-    tasks = TASKS_OF_FAMILY.get(model_type or "")
+    task = _best_task(model_type or "", path)
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     return ModelEntry(
@@ -115,19 +114,35 @@ def _hub_folder(name: str, path: Path, origin: Origin) -> ModelEntry:
         path=path,
         origin=origin,
         family=model_type,
-        task=tasks[0] if tasks else None,
+        task=task,
         quantize="none" if method is None else str(method),
         size_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         problem=None
-        if tasks
+        if task
         else f"{path}: model_type {model_type!r:.40} of config.json is not supported",
     )
 
 
+def _best_task(family: str, folder: Path) -> Task | None:
+    """A model with a chat template is for chats; None for a family that is not known."""
+    tasks = TASKS_OF_FAMILY.get(family)
+    if not tasks:
+        return None
+    if any((folder / name).is_file() for name in _TEMPLATES):
+        return "chat"
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return tasks[0]
+    return "chat" if _read_config(settings).get("chat_template") else tasks[0]
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LONGEST_CONFIG_BYTES:
-        raise ValueError(f"longer than {_LONGEST_CONFIG_BYTES:,} bytes")
-    config = json.loads(path.read_bytes())
+        raise ModelFileError(f"{path}: is longer than {_LONGEST_CONFIG_BYTES:,} bytes")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError("not a JSON object")
+        raise ModelFileError(f"{path}: is not a JSON object")
     return config

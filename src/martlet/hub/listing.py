@@ -92,6 +92,14 @@ def refusal(answer: Answer, connection: Connection, hub_id: HubId, what: str) ->
     """The error for an answer that is none of the expected ones; ``what`` was asked for."""
     endpoint = connection.settings.endpoint
     status, code = answer.status, answer.error_code
+    if answer.other_host is not None and what != str(hub_id):
+        # Where the hub sent us: an address that has run out, say. The hub gives a new one.
+        return DownloadError(
+            f"{what}: {answer.other_host}, where {endpoint} keeps it, answers {status}; try again "
+            "later or use another mirror by HF_ENDPOINT",
+            may_pass=True,
+            retry_after_seconds=answer.retry_after_seconds(),
+        )
     if code == "RevisionNotFound":
         return ModelNotFoundError(
             f"{hub_id.repo} has no revision {hub_id.revision!r} at {endpoint}; "
