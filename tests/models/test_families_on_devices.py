@@ -109,12 +109,14 @@ def test_tiles_of_integers_give_about_the_logits_of_the_floats_they_stand_for(
     variant: Variant, device: str, random_model: Any
 ) -> None:
     model = random_model(load_architecture(_config(variant)))
-    exact, tiles = {}, {}
+    exact, tiles, place = {}, {}, torch.device(device)
     for spec in model.architecture.block_specs():
         formats = {t.name: None if t.kind == "other" else INT8 for t in spec.tensors}
-        weights = in_formats(model.blocks[spec.name], formats, torch.device(device))
+        weights = in_formats(model.blocks[spec.name], formats, place)
         tiles[spec.name] = {
-            key: tiled(weight) if isinstance(weight, QuantizedTensor) else weight.to(device)
+            key: tiled(weight.to(place))
+            if isinstance(weight, QuantizedTensor)
+            else weight.to(place)
             for key, weight in weights.items()
         }
         exact[spec.name] = {
