@@ -410,8 +410,12 @@ def test_pickles_alone_are_refused_with_a_way_out(hub, settings):
 def test_two_pulls_at_a_time_fetch_every_file_once(hub, model, settings):
     may_go_on = threading.Event()
     hub.faults["model.safetensors"].append(hub_server.hold(may_go_on))
-    plans = []
-    threads = [threading.Thread(target=lambda: plans.append(fetch(settings))) for _ in range(2)]
+    plans, files = [], set()
+
+    def run():
+        plans.append(fetch(settings, progress=lambda done, total, file: files.add(file)))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     while not hub.file_requests("model.safetensors"):
@@ -421,6 +425,7 @@ def test_two_pulls_at_a_time_fetch_every_file_once(hub, model, settings):
     for thread in threads:
         thread.join()
     assert len(plans) == 2
+    assert "waiting for model.safetensors" in files
     assert len(hub.file_requests("model.safetensors")) == 1
 
 

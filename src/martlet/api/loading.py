@@ -58,7 +58,8 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
 
     Args:
         model: a bundled name, the path of a model folder (ours, or one as the Hugging Face hub has
-            it), or a name in the models directory.
+            it) or GGUF file, a name in the models directory, or ORG/NAME of the hub: see
+            ``martlet.hub.locate``. What is not here is fetched.
         gpu_memory: at most so much memory of the GPU, as in "6GiB"; None = what is free.
         ram: at most so much main memory; None = what is available.
         quantize: the form of the weights: "int4" (groups of 32), "int8", "none" for floats, or a
@@ -83,6 +84,7 @@ def load(  # noqa: PLR0913  (all that loading can be told, by keyword)
 
     Raises:
         ModelNotFoundError: there is no such model.
+        DownloadError: it is on the hub, and cannot be fetched.
         ModelFileError: its files are damaged or do not belong together.
         CapacityError: it does not fit into memory.
         UsageError: an argument is not valid.

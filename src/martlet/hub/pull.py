@@ -205,21 +205,24 @@ class _Threads:
                 self._done_bytes += copies * num_bytes
                 self._file = file.name
 
+        def wait(seconds: float) -> None:
+            """For a server that has trouble, or for another program that fetches the file."""
+            with self._lock:
+                self._file = f"waiting for {file.name}"
+            if self._stop.wait(seconds):
+                raise _Stopped
+
         Transfer(
             self._connection,
             self._listing,
             file,
             report=report,
             check=self._check,
-            wait=self._wait,
+            wait=wait,
         ).run()
 
     def _check(self) -> None:
         if self._stop.is_set():
-            raise _Stopped
-
-    def _wait(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
             raise _Stopped
 
 
