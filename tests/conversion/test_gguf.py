@@ -10,8 +10,13 @@ import torch
 from gguf.constants import GGMLQuantizationType as Type
 from torch import Tensor
 
+from martlet.checkpoint.gguf_parts import open_gguf
 from martlet.conversion.gguf import GGUFSource
+from martlet.conversion.gguf_config import gguf_config
+from martlet.conversion.gguf_keys import ArchitectureKeys
+from martlet.conversion.gguf_tensors import GGUFTensors
 from martlet.errors import ModelFileError
+from martlet.models.config import load_architecture
 from martlet.quantization.scheme import GroupedTensor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -130,3 +135,29 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path, llama: Any) -> None:
     source = GGUFSource(path)
     with pytest.raises(ModelFileError, match=r"has no tensor blk\.1\.ffn_up\.weight"):
         source.stored_as("model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "scale"),
+    [("gemma2", 46, 16), ("gemma2", 26, 24), ("gemma3", 62, 16), ("gemma3", 34, 24)],
+)
+def test_gemmas_of_27b_scale_queries_by_the_width_of_the_model(
+    tmp_path: Path, llama: Any, architecture: str, layers: int, scale: int
+) -> None:
+    path = write_gguf(llama, tmp_path / "m.gguf", "llama")
+    values = {
+        "context_length": 128,
+        "embedding_length": 64,
+        "block_count": layers,
+        "feed_forward_length": 96,
+        "attention.head_count": 4,
+        "attention.key_length": 24,
+        "attention.value_length": 24,
+        "attention.layer_norm_rms_epsilon": 9.999999974752427e-07,
+    }
+    metadata: dict[str, Any] = {f"{architecture}.{key}": value for key, value in values.items()}
+    keys = ArchitectureKeys(path, {**metadata, "general.architecture": architecture})
+    config = gguf_config(keys, GGUFTensors(open_gguf(path)))
+    assert config["query_pre_attn_scalar"] == scale
+    assert config["rms_norm_eps"] == 1e-6
+    load_architecture(config)

@@ -67,6 +67,14 @@ WINDOWS = {"num_hidden_layers": 4, "sliding_window": 5}
 CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}
 HEAD = {"head_dim": 24}
 
+GEMMA3 = {
+    **HEAD,
+    "num_hidden_layers": 6,
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 24,
+    "sliding_window_pattern": 6,
+}
+
 # The architecture in the file, transformers' class, its options, and keys that only it has.
 FAMILIES = {
     "llama": ("llama", "Llama", {}, None),
@@ -85,7 +93,7 @@ FAMILIES = {
     "gemma3": (
         "gemma3",
         "Gemma3",
-        {**HEAD, **WINDOWS, "query_pre_attn_scalar": 24, "sliding_window_pattern": 6},
+        GEMMA3,
         window_key,
     ),
     "mistral with a window": ("llama", "Mistral", {"sliding_window": 5}, window_key),
@@ -156,6 +164,12 @@ def llama3_keys(writer: gguf.GGUFWriter) -> None:
     writer.add_tensor("rope_freqs.weight", factors)
 
 
+def gemma3_linear_keys(writer: gguf.GGUFWriter) -> None:
+    window_key(writer)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(8.0)
+
+
 THETA = {"rope_theta": 10000.0}
 LLAMA3 = {
     **THETA,
@@ -174,6 +188,15 @@ SCALINGS = {
         yarn_keys,
     ),
     "llama3": ("llama", "Llama", LLAMA3, llama3_keys),
+    "linear, and only where all is seen": (
+        "gemma3",
+        "Gemma3",
+        {
+            "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        gemma3_linear_keys,
+    ),
 }
 
 
@@ -181,6 +204,7 @@ SCALINGS = {
 @pytest.mark.parametrize("name", SCALINGS)
 def test_positions_are_stretched_as_in_transformers(tmp_path: Path, name: str) -> None:
     architecture, family, rope, extra = SCALINGS[name]
-    model = reference(family, rope_parameters=rope)
+    options = GEMMA3 if family == "Gemma3" else {}
+    model = reference(family, rope_parameters=rope, **options)
     path = write_gguf(model, tmp_path / "m.gguf", architecture, extra=extra)
     assert steps(opened(path), model) < 1e-5
