@@ -5,6 +5,7 @@ import pytest
 
 from martlet.cli import serve
 from martlet.errors import ModelNotFoundError
+from martlet.hub import cached_models
 from martlet.hub import locate as locating
 from martlet.hub.hub_id import parse_hub_id
 from martlet.hub.locate import locate, short_name
@@ -151,6 +152,13 @@ def test_a_bad_name_is_refused_before_any_socket(name, no_sockets):
 def test_a_name_that_is_nothing_says_what_is_near():
     with pytest.raises(ModelNotFoundError, match=r"did you mean eva-mini\? .*ORG/NAME"):
         locate("eva-mni")
+
+
+def test_half_a_name_of_a_model_in_the_cache_says_the_whole(settings, monkeypatch):
+    monkeypatch.setattr(cached_models, "hub_settings", lambda: settings)
+    (settings.cache_dir / "models--Qwen--Qwen3-8B").mkdir(parents=True)
+    with pytest.raises(ModelNotFoundError, match=r"did you mean Qwen/Qwen3-8B\?"):
+        locate("qwen3-8b")
 
 
 @pytest.mark.parametrize(

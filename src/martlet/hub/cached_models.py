@@ -17,9 +17,15 @@ from martlet.hub.settings import hub_settings
 if TYPE_CHECKING:
     from huggingface_hub import CachedRevisionInfo
 
-__all__ = ["cached_entries"]
+__all__ = ["cached_entries", "cached_repos"]
 
 _SHORT_COMMIT = 12
+
+
+def cached_repos() -> list[str]:
+    """The names of all repositories in the cache, without a look at what they hold."""
+    folders = sorted(path.name for path in hub_settings().cache_dir.glob("models--*"))
+    return [repo for folder in folders if (repo := repo_of_folder(folder)) is not None]
 
 
 def cached_entries() -> list[ModelEntry]:

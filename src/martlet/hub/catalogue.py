@@ -11,7 +11,7 @@ import platformdirs
 
 from martlet.checkpoint.names import MANIFEST_NAME
 from martlet.errors import ModelNotFoundError
-from martlet.hub.cached_models import cached_entries
+from martlet.hub.cached_models import cached_entries, cached_repos
 from martlet.hub.entries import (
     ModelEntry,
     describe_folder,
@@ -106,9 +106,13 @@ class Catalogue:
 
     def not_found(self, name: str) -> str:
         """The message for a name that leads nowhere: what is near, and what there is."""
-        names = [*BUNDLED, *(entry.name for entry in self.entries())]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        names = [*BUNDLED, *(entry.name for entry in self.entries()), *cached_repos()]
+        # "qwen3-8b" is near "Qwen/Qwen3-8B".
+        spellings = {
+            spelling.lower(): known for known in names for spelling in (known, _last(known))
+        }
+        near = difflib.get_close_matches(name.lower(), spellings, n=1)
+        hint = f"did you mean {spellings[near[0]]}? " if near else ""
         return (
             f"no model is called {name!r:.200}: {hint}bundled models are {', '.join(BUNDLED)}; "
             "others are paths of model folders and GGUF files, names in "
@@ -124,6 +128,10 @@ def resolve(model: str | Path) -> Path:
 def list_models() -> list[ModelEntry]:
     """All models that have a name: bundled, in the models directory, and in the hub's cache."""
     return [*Catalogue().entries(), *cached_entries()]
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _is_plain(name: str) -> bool:
