@@ -28,6 +28,13 @@ def admit(admission, job_id, prompt_tokens=10, output_tokens=10, client=""):
         ({"kind": "write", "prompt": "却说那老汉"}, 5),
         ({"kind": "complete", "prompt": [5, 6, 7]}, 3),
         ({"kind": "chat", "messages": [{"role": "user", "content": "你好"}] * 2}, 4),
+        (
+            {
+                "kind": "chat",
+                "messages": [{"role": "assistant", "content": "好", "reasoning_content": "你好"}],
+            },
+            3,
+        ),
         ({"kind": "fill", "pieces": ["今天", "真好。"]}, 5),
         ({"kind": "embed", "inputs": ["一二", [1, 2, 3]]}, 5),
         ({"kind": "tokenize", "text": "一二"}, 2),

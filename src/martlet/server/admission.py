@@ -59,7 +59,12 @@ def bounded_retry_after(seconds: float) -> float:
 def cost_of(job: JobSpec, client: str) -> Cost:
     """What a job may take, from its characters and ``max_tokens``."""
     task = job["task"]
-    texts: list[str | list[int]] = [message["content"] for message in task.get("messages", ())]
+    texts: list[str | list[int]] = [
+        text
+        for message in task.get("messages", ())
+        for field, text in message.items()
+        if field != "role"
+    ]
     texts += task.get("pieces", [])
     texts += task.get("inputs", [])
     texts += [task.get("prompt", ""), task.get("text", ""), task.get("token_ids", [])]
