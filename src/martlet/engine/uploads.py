@@ -70,11 +70,9 @@ class Uploads:
             with torch.cuda.stream(compute):
                 target = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
             self._copies.wait_stream(compute)
-            with torch.cuda.stream(self._copies):
-                source = tensor.contiguous()
-                self._ring.copy(
-                    source.view(-1).view(torch.uint8), target.view(-1).view(torch.uint8)
-                )
+            # The mode is one of a thread; the ring may have been made in it.
+            with torch.cuda.stream(self._copies), torch.inference_mode():
+                self._ring.copy(_bytes_of(tensor.contiguous()), _bytes_of(target))
             return target
 
         moved = _with_tensors(weight, move)

@@ -100,6 +100,10 @@ def linears(
         return: one a weight, (..., out_features), dtype of ``x``
     """
     tiles = _tiles(x, weights)
+    if tiles is not None and len(tiles) > few_rows.MAX_SEGMENTS:
+        first, rest = slice(few_rows.MAX_SEGMENTS), slice(few_rows.MAX_SEGMENTS, None)
+        some = linears(x, weights[first], biases[first], norm=norm)
+        return (*some, *linears(x, weights[rest], biases[rest], norm=norm))
     if tiles is not None:
         rows = x.reshape(-1, x.shape[-1])
         out = _tiled_product(rows, tiles, biases, norm, few_rows.Epilogue())

@@ -34,6 +34,7 @@ __all__ = [
     "ACTIVATION_NUMBERS",
     "ACTIVATION_TYPES",
     "MAX_ROWS",
+    "MAX_SEGMENTS",
     "SEVERAL_FROM_ROWS",
     "Epilogue",
     "LinearVariant",
