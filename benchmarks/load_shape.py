@@ -189,6 +189,15 @@ def load_apart(options: argparse.Namespace) -> None:
     print(json.dumps(row, indent=1))
 
 
+def pack(options: argparse.Namespace) -> None:
+    """Save the packed form, in a process of its own: a peak of memory is handed down."""
+    paths = [str(options.folder), str(options.destination)]
+    flags = ["--method", "nearest", "--format", options.quantize or "int8", "--device", "cpu"]
+    printed, problem = apart.run(["-m", "martlet", "quantize", *paths, *flags], options.timeout)
+    if printed is None:
+        sys.exit(f"packing failed: {problem}")
+
+
 def main() -> None:
     """Write, load, or pack and load."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -216,8 +225,7 @@ def main() -> None:
         return
     if options.verb == "packed":
         if not options.destination.exists():
-            format = options.quantize or "int8"
-            martlet.quantize(options.folder, options.destination, method="nearest", format=format)
+            pack(options)
         options.folder, options.quantize = options.destination, None
     if options.here:
         print(json.dumps(load_here(options)))

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts, output_matrix
+from martlet.engine.parts import bytes_per_weight, head_bytes, lay_out_parts, work_of
+from martlet.models.architecture import output_matrix_of
 from martlet.models.config import load_architecture
 from martlet.quantization.formats import INT8, WeightFormat
 
@@ -121,7 +122,7 @@ def test_only_the_chosen_matrices_are_tiles(config):
     ],
 )
 def test_a_step_reads_one_output_matrix_among_the_fixed_weights(config, format, num_bytes):
-    assert head_bytes(parts_of(config, format)["fixed"]) == num_bytes
+    assert head_bytes(parts_of(config, format)["fixed"], load_architecture(config)) == num_bytes
 
 
 @pytest.mark.parametrize(
@@ -153,18 +154,34 @@ def test_an_output_matrix_of_its_own_counts_and_not_the_table_beside_it():
     assert {"shared.weight", "lm_head.weight"} <= set(names_in(parts["fixed"]))
     by_name = {entry.name: entry for entry in parts["fixed"].entries}
     table = by_name["shared.weight"]
-    assert head_bytes(parts["fixed"]) == by_name["lm_head.weight"].nbytes == table.nbytes
+    num_bytes = head_bytes(parts["fixed"], load_architecture(T5))
+    assert num_bytes == by_name["lm_head.weight"].nbytes == table.nbytes
     assert "lm_head.weight" not in names_in(parts_of(TIED_T5)["fixed"])
 
 
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+BLOOM = {"model_type": "bloom", "vocab_size": 100, "hidden_size": 32, "n_layer": 1, "n_head": 2}
+
+
 @pytest.mark.parametrize(
-    ("names", "wanted"),
+    ("config", "wanted"),
     [
-        (("shared.weight", "lm_head.weight"), "lm_head.weight"),
-        (("transformer.wte.weight", "transformer.wpe.weight"), "transformer.wte.weight"),
-        (("model.norm.weight", "model.embed_tokens.weight"), "model.embed_tokens.weight"),
-        (("shared.weight",), "shared.weight"),
+        (T5, "lm_head.weight"),
+        (TIED_T5, "shared.weight"),
+        (GPT2, "transformer.wte.weight"),
+        (TIED_LLAMA, "model.embed_tokens.weight"),
+        (NEOX, "embed_out.weight"),
+        (BLOOM, "transformer.word_embeddings.weight"),
     ],
 )
-def test_the_output_matrix_is_the_head_or_else_the_embedding(names, wanted):
-    assert output_matrix(names) == wanted
+def test_the_output_matrix_is_the_head_or_else_the_embedding(config, wanted):
+    architecture = load_architecture(config)
+    assert output_matrix_of(architecture).name == wanted
+    assert work_of(parts_of(config), 8, architecture).fixed_decode_bytes >= 100 * 32

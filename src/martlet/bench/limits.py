@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from martlet.engine.parts import output_matrix
 from martlet.memory.plan import Plan
-from martlet.models.architecture import FIXED, Architecture, TensorSpec
+from martlet.models.architecture import FIXED, Architecture, TensorSpec, output_matrix_of
 from martlet.quantization.formats import parse_format
 
 __all__ = [
@@ -66,8 +65,7 @@ def step_weight_bytes(architecture: Architecture, quantize: str, float_bytes: in
     total = 0
     for block in architecture.block_specs():
         if block.name == FIXED:
-            tensors = {tensor.name: tensor for tensor in block.tensors}
-            total += tensor_bytes(tensors[output_matrix(tensors)], quantize, float_bytes)
+            total += tensor_bytes(output_matrix_of(architecture), quantize, float_bytes)
         elif block.name.startswith("decoder."):
             read = (tensor for tensor in block.tensors if not tensor.once)
             total += sum(tensor_bytes(tensor, quantize, float_bytes) for tensor in read)

@@ -22,7 +22,6 @@ from martlet.bench.record import Record, checkout_commit
 from martlet.device.probe import measure_ram_bandwidth, peak_rss_bytes, probe_cpu
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
-from martlet.engine.parts import output_matrix
 from martlet.engine.request import (
     Context,
     Finished,
@@ -33,6 +32,7 @@ from martlet.engine.request import (
 )
 from martlet.errors import UsageError
 from martlet.memory.executor import Executor
+from martlet.models.architecture import output_matrix_of
 from martlet.quantization.scheme import (
     GroupedTensor,
     QuantizedTensor,
@@ -111,7 +111,7 @@ def measure(
 
 
 def decode_step_bytes(
-    fixed: Mapping[str, Weight],
+    output_matrix: Weight,
     decoder_blocks: Iterable[Mapping[str, Weight]],
     once: Collection[str] = (),
 ) -> int:
@@ -126,7 +126,7 @@ def decode_step_bytes(
         for name, weight in weights.items()
         if name not in once
     )
-    return layers + weight_nbytes(fixed[output_matrix(fixed)])
+    return layers + weight_nbytes(output_matrix)
 
 
 def _run_all(
@@ -175,7 +175,8 @@ def _weight_bytes_per_token(generator: Generator) -> int:
     blocks = (weights for _, weights in executor.blocks("decode"))
     specs = generator.architecture.block_specs()
     once = {tensor.name for block in specs for tensor in block.tensors if tensor.once}
-    return decode_step_bytes(executor.fixed(), blocks, once)
+    head = executor.fixed()[output_matrix_of(generator.architecture).name]
+    return decode_step_bytes(head, blocks, once)
 
 
 def _form_of(executor: Executor) -> str:

@@ -168,7 +168,7 @@ def _open_on(
     source = RandomSource(architecture, setting.quantize, dtype, setting.seed)
     if gpu:
         device = torch.device("cuda", gpu.index)
-        work = work_of(parts, needs.prompt_tokens, has_encoder=architecture.has_encoder)
+        work = work_of(parts, needs.prompt_tokens, architecture)
         plan = plan.predicted(work, measured_bandwidth(device))
         return load_streamed(plan, parts, source, device, dtype)
     return ResidentExecutor(plan, source, torch.device("cpu"), dtype)

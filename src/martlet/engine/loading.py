@@ -270,7 +270,7 @@ class OpenedModel:
         """A text of usual length."""
         limits = (self.max_input_tokens, self.architecture.max_positions, _PREDICTED_TOKENS)
         num_tokens = min(limit for limit in limits if limit)
-        return work_of(parts, num_tokens, has_encoder=self.architecture.has_encoder)
+        return work_of(parts, num_tokens, self.architecture)
 
     def _weights_fit(self) -> None:
         specs, files = self.specs(), self.files

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from martlet.memory.layout import PartLayout, TensorForm, lay_out_part
 from martlet.memory.plan import Work
-from martlet.models.architecture import FIXED, BlockSpec, TensorSpec
+from martlet.models.architecture import (
+    FIXED,
+    Architecture,
+    BlockSpec,
+    TensorSpec,
+    output_matrix_of,
+)
 from martlet.quantization.formats import WeightFormat
 
-__all__ = ["bytes_per_weight", "head_bytes", "lay_out_parts", "output_matrix", "work_of"]
+__all__ = ["bytes_per_weight", "head_bytes", "lay_out_parts", "work_of"]
 
 _ONCE_SUFFIX = ".once"
 
@@ -40,28 +46,22 @@ def lay_out_parts(
     return parts
 
 
-# The tables of all architectures that serve as output matrix where there is no head of their own.
-_HEADS = ("lm_head.weight", "transformer.wte.weight", "shared.weight", "model.embed_tokens.weight")
-
-
-def output_matrix(names: Collection[str]) -> str:
-    """Which of the fixed weights is the output matrix: the head, or the embedding that is tied."""
-    return next(name for name in _HEADS if name in names)
-
-
-def head_bytes(fixed: PartLayout) -> int:
+def head_bytes(fixed: PartLayout, architecture: Architecture) -> int:
     """Bytes of the output matrix, which every decode step reads, among the fixed weights."""
-    by_name = {entry.name: entry for entry in fixed.entries}
-    head = by_name[output_matrix(by_name)]
+    name = output_matrix_of(architecture).name
+    head = next(entry for entry in fixed.entries if entry.name == name)
     return head.nbytes + head.groups_nbytes
 
 
-def work_of(parts: Mapping[str, PartLayout], prompt_tokens: int, *, has_encoder: bool) -> Work:
+def work_of(
+    parts: Mapping[str, PartLayout], prompt_tokens: int, architecture: Architecture
+) -> Work:
     """A prompt of so many tokens; an encoder reads it, and the decoder begins with one token."""
+    has_encoder = architecture.has_encoder
     return Work(
         prompt_tokens=1 if has_encoder else prompt_tokens,
         encoder_tokens=prompt_tokens if has_encoder else 0,
-        fixed_decode_bytes=head_bytes(parts["fixed"]),
+        fixed_decode_bytes=head_bytes(parts["fixed"], architecture),
         bytes_per_weight=bytes_per_weight(parts),
     )
 

@@ -30,6 +30,7 @@ __all__ = [
     "TensorSpec",
     "Weights",
     "hidden_size_of",
+    "output_matrix_of",
     "own_head_of",
     "stacks_of",
 ]
@@ -228,16 +229,17 @@ def stacks_of(architecture: Architecture) -> tuple[Stack, ...]:
 
 def own_head_of(architecture: Architecture) -> str | None:
     """The output matrix among the fixed weights; None where it is the embedding as well."""
-    head = _output_matrix(architecture)
+    head = output_matrix_of(architecture)
     return head.name if head.kind == "linear" else None
 
 
 def hidden_size_of(architecture: Architecture) -> int:
     """Width of the hidden states."""
-    return _output_matrix(architecture).shape[1]
+    return output_matrix_of(architecture).shape[1]
 
 
-def _output_matrix(architecture: Architecture) -> TensorSpec:
+def output_matrix_of(architecture: Architecture) -> TensorSpec:
+    """What logits are computed with, among the fixed weights: the head, or the embedding."""
     (name,) = architecture.head_input().consumers
     fixed = next(spec for spec in architecture.block_specs() if spec.name == FIXED)
     return next(tensor for tensor in fixed.tensors if tensor.name == name)
