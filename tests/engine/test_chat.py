@@ -62,11 +62,12 @@ def test_thinking_can_be_turned_off_where_there_is_a_switch(thinker, plain):
 
 
 def test_defaults_are_those_of_generation_config(plain, thinker):
-    params = plain._sampling.params("chat", {}, plain._reply_room())
+    params = plain.sampling_params("chat")
     assert (params.temperature, params.max_tokens) == (0.0, 9)
-    params = thinker._sampling.params("chat", {}, thinker._reply_room())
+    params = thinker.sampling_params("chat")
     assert (params.temperature, params.max_tokens) == (0.0, 256)  # what there is memory for
-    assert thinker._sampling.params("write", {}).temperature == 0.0
+    params = thinker.sampling_params("write")
+    assert (params.temperature, params.max_tokens) == (0.0, 200)
 
 
 def test_a_text_ends_at_any_of_the_tokens_that_the_files_name(make_model, tmp_path):
