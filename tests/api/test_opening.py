@@ -7,6 +7,7 @@ import torch
 
 import martlet
 from martlet.api.opening import open_files, open_model
+from martlet.engine.loaded_weights import LoadedWeights
 
 TOKEN_IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -70,6 +71,11 @@ def test_quantize_saves_the_packed_form_of_a_hub_folder(hub_folder, tmp_path):
     assert report.family == "gpt2"
     packed = open_files(tmp_path / "packed")
     assert (packed.quantize, packed.usual_quantize) == ("int8", None)
+    # Computed with as it lies in the file: nothing is made again, nothing copied.
+    opened = open_model(tmp_path / "packed")
+    loaded = LoadedWeights(opened.forms(None), torch.float32).block("decoder.1")
+    stored = opened.files.weight("decoder.1", "mlp.c_fc.weight")
+    assert loaded["mlp.c_fc.weight"].data.data_ptr() == stored.data.data_ptr()
     saved = martlet.load(tmp_path / "packed", device="cpu")
     assert torch.equal(
         saved.logits(TOKEN_IDS), martlet.load(hub_folder, device="cpu").logits(TOKEN_IDS)
