@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as Type
 from torch import Tensor
 
 from martlet.conversion.gguf import GGUFSource
@@ -208,3 +209,27 @@ def test_positions_are_stretched_as_in_transformers(tmp_path: Path, name: str) -
     model = reference(family, rope_parameters=rope, **options)
     path = write_gguf(model, tmp_path / "m.gguf", architecture, extra=extra)
     assert steps(opened(path), model) < 1e-5
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    # Processors round activations to 16 bits; zeros of Q4_1 are rounded besides, and all of Q5_1.
+    [
+        (Type.Q8_0, 1e-3),
+        (Type.Q5_0, 1e-3),
+        (Type.Q4_0, 1e-3),
+        (Type.Q4_1, 5e-3),
+        (Type.Q5_1, 3e-2),
+    ],
+)
+def test_blocks_are_computed_with_as_the_numbers_that_they_stand_for(
+    tmp_path: Path, kind: Type, error: float
+) -> None:
+    model = reference("Llama")
+    path = write_gguf(model, tmp_path / "m.gguf", "llama", matrices=kind)
+    for value in model.state_dict().values():
+        if value.ndim == 2:
+            blocks = gguf.quants.quantize(value.numpy(), kind)
+            value.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(blocks, kind))))
+    assert steps(opened(path), model) < error
