@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from martlet.errors import ModelFileError, UsageError
+from martlet.errors import ModelFileError, UnavailableError, UsageError
 from martlet.tokenizers import template_process
 from martlet.tokenizers.template_child import CPU_SECONDS
 from martlet.tokenizers.template_process import MAX_SOURCE_CHARACTERS, TemplateProcess
@@ -144,6 +144,20 @@ def test_one_text_costs_a_millisecond_not_a_process():
     for _ in range(20):
         process.render({"x": ["hello"] * 20})
     assert (time.perf_counter() - start) / 20 < 0.05  # 0.3 ms on an idle machine
+
+
+def test_the_process_knows_nothing_of_the_users_environment(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    process = TemplateProcess("a", "m")
+    process.render({})
+    environment = Path(f"/proc/{process._child.pid}/environ").read_bytes()
+    assert b"secret" not in environment
+
+
+def test_where_no_process_can_be_started_that_is_said(monkeypatch):
+    monkeypatch.setattr(template_process.sys, "executable", "/nowhere/python")
+    with pytest.raises(UnavailableError, match=r"cannot be started: .*No such file"):
+        TemplateProcess("a", "m").render({})
 
 
 def test_environments_are_made_in_one_place():

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from martlet.errors import ModelFileError, UsageError
+from martlet.errors import ModelFileError, UnavailableError, UsageError
 from martlet.tokenizers.template_child import CPU_SECONDS, MAX_OUTPUT_CHARACTERS
 
 __all__ = ["MAX_SOURCE_CHARACTERS", "TemplateFacts", "TemplateProcess"]
@@ -30,6 +30,8 @@ _CHILD = Path(__file__).with_name("template_child.py")
 _TIMEOUT_SECONDS = 20.0
 _MAX_ANSWER_BYTES = 4 * MAX_OUTPUT_CHARACTERS + 1024
 _READ_BYTES = 1 << 16
+# What Python itself, and the date of today, depend on.
+_ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 
 
 class TemplateFacts(NamedTuple):
@@ -84,6 +86,7 @@ class TemplateProcess:
         Raises:
             UsageError: the template refuses them; has its words.
             ModelFileError: it fails, or takes too much time or memory.
+            UnavailableError: no process can be started.
         """
         with self._lock:
             answer = self._ask(self._ready(), variables)
@@ -124,9 +127,21 @@ class TemplateProcess:
 def _start() -> subprocess.Popen[bytes]:
     packages = {_folder_of(name) for name in ("jinja2", "markupsafe")}
     command = [sys.executable, "-I", "-S", str(_CHILD), *sorted(packages)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    # No tokens, keys and paths of the user's: what is not there cannot be shown.
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"the process for chat templates cannot be started: {error}; ask the model to write, "
+            "or end other programs"
+        ) from None
 
 
 def _folder_of(package: str) -> str:
@@ -179,7 +194,9 @@ def _exchange(child: subprocess.Popen[bytes], data: bytes) -> dict[str, Any]:
 def _more(child: subprocess.Popen[bytes], deadline: float) -> bytes:
     assert child.stdout is not None
     left_seconds = deadline - time.monotonic()
-    if left_seconds <= 0 or not select.select([child.stdout], [], [], left_seconds)[0]:
+    poller = select.poll()
+    poller.register(child.stdout, select.POLLIN)
+    if left_seconds <= 0 or not poller.poll(1000 * left_seconds):
         raise _BrokeOffError(f"it did not answer within {_TIMEOUT_SECONDS:g} s")
     data = os.read(child.stdout.fileno(), _READ_BYTES)
     if not data:
