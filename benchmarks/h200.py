@@ -5,7 +5,8 @@
 
 Every measurement runs in a process of its own, so that its peak memory is its own. One that fails
 or takes too long is told and left out; rows are written as they come. Rows of an earlier run that
-measured the same (shape, protocol, batch, budget, form, peer) are replaced, all others kept.
+measured the same (shape, protocol, batch, budget, form, peer, tokens of the prompt) are replaced,
+all others kept.
 """
 
 import argparse
@@ -21,7 +22,15 @@ from martlet.bench.shapes import find_shape
 from martlet.device.size import parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "h200.json"
-_IDENTITY = ("shape", "quantize", "protocol", "batch", "gpu_memory_budget_bytes", "peer")
+_IDENTITY = (
+    "shape",
+    "quantize",
+    "protocol",
+    "batch",
+    "gpu_memory_budget_bytes",
+    "peer",
+    "prompt_tokens",
+)
 
 
 def main() -> None:
@@ -31,16 +40,16 @@ def main() -> None:
     for command in _commands(options):
         shown = " ".join(command)
         start = time.perf_counter()
-        row, problem = _run(command, options.timeout)
+        rows, problem = _run(command, options.timeout)
         seconds = time.perf_counter() - start
-        if row is None:
+        if not rows:
             failed += 1
             print(f"FAILED after {seconds:.0f} s: {shown}\n  {problem}", flush=True)
-            continue
-        row["command"] = shown
-        row["commit"] = row["commit"] or options.commit
-        apart.store(options.out, row, _IDENTITY)
-        print(f"{_line(row)}  [{seconds:.0f} s]", flush=True)
+        for row in rows:
+            row["command"] = shown
+            row["commit"] = row["commit"] or options.commit
+            apart.store(options.out, row, _IDENTITY)
+            print(f"{_line(row)}  [{seconds:.0f} s]", flush=True)
     if failed:
         sys.exit(f"{failed} measurements failed")
 
@@ -57,7 +66,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--repetitions", default="3")
     parser.add_argument("--max-tokens", help="instead of the protocol's")
-    parser.add_argument("--prompt-tokens", help="instead of the protocol's")
+    parser.add_argument("--prompt-tokens", type=_words, help="lengths instead of the protocol's")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one measurement")
     parser.add_argument("--commit", help="recorded where the sources are in no git checkout")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -77,20 +86,20 @@ def _words(text: str) -> list[str]:
 def _commands(options: argparse.Namespace) -> Iterator[list[str]]:
     """What to run, without the interpreter, as a reader of the row would repeat it."""
     lengths = ["--repetitions", options.repetitions]
-    for flag, value in (
-        ("--prompt-tokens", options.prompt_tokens),
-        ("--max-tokens", options.max_tokens),
-    ):
-        lengths += [flag, value] if value else []
+    lengths += ["--max-tokens", options.max_tokens] if options.max_tokens else []
+    prompts = [["--prompt-tokens", length] for length in options.prompt_tokens or []]
     for shape in options.shapes:
         for protocol in options.protocols:
             chosen = [] if protocol == "default" else ["--protocol", protocol]
             for batch in options.batches:
                 common = ["--shape", shape, *chosen, "--batch", batch, *lengths]
                 common += ["--device", options.device]
-                if not options.no_ours:
-                    yield from _our_commands(common, options)
-                yield from _peer_commands(common, options)
+                for prompt in prompts or [[]]:
+                    if not options.no_ours:
+                        yield from _our_commands([*common, *prompt], options)
+                # A peer measures all lengths with one model.
+                joined = ["--prompt-tokens", ",".join(options.prompt_tokens)] if prompts else []
+                yield from _peer_commands([*common, *joined], options)
 
 
 def _our_commands(common: list[str], options: argparse.Namespace) -> Iterator[list[str]]:
@@ -109,14 +118,14 @@ def _peer_commands(common: list[str], options: argparse.Namespace) -> Iterator[l
                 yield ["python", script, "--peer", "accelerate", *common, "--gpu-memory", budget]
 
 
-def _run(command: list[str], timeout: float) -> tuple[Row | None, str]:
-    """The row that a measurement made, or None and why there is none."""
+def _run(command: list[str], timeout: float) -> tuple[list[Row], str]:
+    """The rows that a measurement made, or none and why."""
     is_ours = command[0] == "martlet"
     printed, problem = apart.run(["-m", *command, "--json"] if is_ours else command[1:], timeout)
     if printed is None:
-        return None, problem
+        return [], problem
     made = json.loads(printed)
-    return (made[0] if isinstance(made, list) else made), ""
+    return (made if isinstance(made, list) else [made]), ""
 
 
 def _line(row: Row) -> str:
@@ -129,6 +138,7 @@ def _line(row: Row) -> str:
         f"budget {'none' if budget is None else f'{budget / 2**30:.2f} GiB':<9}",
         f"decode {row['decode_tokens_per_second']:8.2f} t/s",
         f"{'' if share is None else f'{share:.1%} of limit':<16}",
+        f"prompt {row['prompt_tokens']:4}",
         f"first token {1000 * row['time_to_first_token_seconds']:7.1f} ms",
         f"peak {'-' if peak is None else f'{peak / 2**30:.2f} GiB'}",
     ]

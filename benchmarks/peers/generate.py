@@ -1,6 +1,7 @@
-"""Measure another program at one of our shapes and print the row; run by benchmarks/h200.py.
+"""Measure another program at one of our shapes and print the rows; run by benchmarks/h200.py.
 
     python benchmarks/peers/generate.py --peer transformers --shape cpm2-11b
+    python benchmarks/peers/generate.py --peer transformers --shape eva --prompt-tokens 64,512
     python benchmarks/peers/generate.py --peer accelerate --shape llama-8b --gpu-memory 6GiB
 
 ``transformers`` is its eager `generate` with everything on one device, bfloat16; ``accelerate`` is
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,10 @@ _ONCE = (".EncDecAttention.k.", ".EncDecAttention.v.")
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print one row as JSON."""
+    """Measure, print a row as JSON for each length of the prompt."""
     options = _parse(arguments)
     shape = find_shape(options.shape)
     protocol = options.protocol or default_protocol(shape)
-    workload = workload_of(
-        protocol,
-        options.prompt_tokens,
-        options.max_tokens,
-        options.repetitions,
-        options.batch,
-    )
     reader = nvml_reader() if options.device == "cuda" else None
     with GpuMemoryWatch(reader) as watch, torch.no_grad():
         start = time.perf_counter()
@@ -60,10 +54,35 @@ def main(arguments: list[str]) -> None:
         else:
             model, streamed_bytes = _offloaded_model(shape, parse_bytes(options.gpu_memory))
         load_seconds = time.perf_counter() - start
-        times = _times(model, workload, options.device)
-    has_encoder = model.config.is_encoder_decoder
+        records = []
+        for prompt_tokens in options.prompt_tokens:
+            workload = workload_of(
+                protocol, prompt_tokens, options.max_tokens, options.repetitions, options.batch
+            )
+            times = _times(model, workload, options.device)
+            record = _record(arguments, shape, workload, times, model.config.is_encoder_decoder)
+            records.append(
+                replace(
+                    record,
+                    load_seconds=load_seconds,
+                    streamed_bytes_per_token=streamed_bytes,
+                    peak_gpu_process_bytes=watch.peak_bytes if options.device == "cuda" else None,
+                )
+            )
+    print(json.dumps([asdict(record) for record in records], ensure_ascii=False))
+
+
+def _record(
+    arguments: list[str],
+    shape: Shape,
+    workload: Workload,
+    times: dict[str, float],
+    has_encoder: bool,
+) -> Record:
+    """The row of a workload, but for what loading took and moved."""
+    options = _parse(arguments)
     first_token_seconds = times["first_token"]
-    record = Record(
+    return Record(
         shape=shape.name,
         quantize=str(_DTYPE).removeprefix("torch."),
         device=_device_name(options.device),
@@ -78,7 +97,7 @@ def main(arguments: list[str]) -> None:
         ),
         copy_ceiling_bytes_per_second=None,
         pcie_bytes_per_second=None,
-        streamed_bytes_per_token=streamed_bytes,
+        streamed_bytes_per_token=0,
         share_of_limit=None,
         peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peer=options.peer,
@@ -88,16 +107,15 @@ def main(arguments: list[str]) -> None:
         repetitions=workload.repetitions,
         num_threads=torch.get_num_threads(),
         decode_threads=torch.get_num_threads(),
-        load_seconds=load_seconds,
+        load_seconds=0.0,
         date=datetime.date.today().isoformat(),
-        protocol=protocol,
+        protocol=options.protocol or default_protocol(shape),
         batch=workload.batch,
         peer_version=version(options.peer),
         encode_seconds=times["encode"] if has_encoder else None,
         prefill_seconds=first_token_seconds - times["encode"],
-        peak_gpu_process_bytes=watch.peak_bytes if options.device == "cuda" else None,
+        peak_gpu_process_bytes=None,
     )
-    print(json.dumps(asdict(record), ensure_ascii=False))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -106,7 +124,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", required=True)
     parser.add_argument("--gpu-memory", help="for accelerate: weights on the GPU at most")
     parser.add_argument("--protocol", choices=list(PROTOCOLS))
-    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--prompt-tokens", type=_lengths, default=[None])
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1)
@@ -115,6 +133,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if (options.peer == "accelerate") != (options.gpu_memory is not None):
         parser.error("--gpu-memory is for accelerate, and accelerate needs it")
     return options
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(length) for length in text.split(",")]
 
 
 def _new_model(shape: Shape, device: str) -> Any:
