@@ -7,14 +7,12 @@ from typing import Any
 from martlet.errors import VocabularyError
 from martlet.tokenizers.gguf_splits import SPLITS, Split
 from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, Kind
+from martlet.tokenizers.merges import merges_by_score
 
 __all__ = ["tokenizer_config", "tokenizer_state"]
 
 _SPACE = "\u2581"
 _Json = dict[str, Any]
-# Far above real vocabularies, low enough that a hostile one costs seconds at most.
-_MAX_CHARACTERS = 4 << 20
-_MAX_PIECE_CHARACTERS = 256
 
 
 def tokenizer_state(vocabulary: GGUFVocabulary) -> _Json:
@@ -121,35 +119,14 @@ def _pieces(vocabulary: GGUFVocabulary) -> _Json:
 def _merges_by_score(vocabulary: GGUFVocabulary) -> list[list[str]]:
     """All pairs of pieces that make a piece, those of the best piece first.
 
-    Of pairs that make the same piece, the one with the longer left part comes first: text is read
-    from the left, so what stands there has grown first.
-
     Raises:
         VocabularyError: there are no scores, or pieces too long to be cut in every way.
     """
-    characters = sum(map(len, vocabulary.tokens))
-    if characters > _MAX_CHARACTERS or max(map(len, vocabulary.tokens)) > _MAX_PIECE_CHARACTERS:
-        raise VocabularyError(
-            f"{vocabulary.path}: pieces of {characters:,} characters; the limits are "
-            f"{_MAX_CHARACTERS:,} for all and {_MAX_PIECE_CHARACTERS} for one"
-        )
+    entries = zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True)
+    scores = {token: score for token, kind, score in entries if kind == Kind.NORMAL}
+    merges = merges_by_score(scores, vocabulary.path)
     if not any(vocabulary.scores):
         raise VocabularyError(
             f"{vocabulary.path}: tokenizer.ggml.model is llama, but there are no scores"
         )
-    normal = {
-        token: score
-        for token, kind, score in zip(
-            vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True
-        )
-        if kind == Kind.NORMAL
-    }
-    pairs = []
-    for piece in sorted(normal, key=lambda piece: -normal[piece]):
-        cuts = range(len(piece) - 1, 0, -1)
-        pairs += [
-            [piece[:cut], piece[cut:]]
-            for cut in cuts
-            if piece[:cut] in normal and piece[cut:] in normal
-        ]
-    return pairs
+    return merges
