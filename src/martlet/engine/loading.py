@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from martlet.checkpoint.planned import PlannedWeight
 from martlet.device.probe import Gpu, probe_ram
 from martlet.engine.batch_limits import BatchLimits
+from martlet.engine.fitting import require_fitting
 from martlet.engine.folder_source import FolderSource
 from martlet.engine.generator import Generator
 from martlet.engine.load_options import LoadOptions
@@ -44,10 +43,8 @@ from martlet.memory.plan import (
     make_plan,
 )
 from martlet.memory.streamed import load_streamed
-from martlet.models.architecture import Architecture, BlockSpec, TensorSpec
+from martlet.models.architecture import Architecture, BlockSpec
 from martlet.models.config import load_architecture
-from martlet.models.family import TASKS_OF_FAMILY
-from martlet.quantization.formats import WeightFormat
 from martlet.tokenizers.load import check_vocabulary
 from martlet.tokenizers.tokenizer import Tokenizer
 
@@ -82,7 +79,7 @@ class OpenedModel:
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
         self.architecture: Architecture = load_architecture(files.config)
-        self._weights_fit()
+        require_fitting(files, self.architecture.block_specs())
 
     @property
     def max_input_tokens(self) -> int | None:
@@ -272,24 +269,6 @@ class OpenedModel:
         num_tokens = min(limit for limit in limits if limit)
         return work_of(parts, num_tokens, self.architecture)
 
-    def _weights_fit(self) -> None:
-        specs, files = self.specs(), self.files
-        if files.family not in TASKS_OF_FAMILY:
-            raise ModelFileError(
-                f"{files.location}: family is {files.family!r:.40}, this Martlet knows "
-                f"{', '.join(TASKS_OF_FAMILY)}; a newer one may know it"
-            )
-        if set(specs) != set(files.block_names):
-            odd = sorted(set(specs) ^ set(files.block_names))
-            raise ModelFileError(
-                f"{files.location}: config.json and martlet.json do not name the same blocks "
-                f"({', '.join(odd[:3])}); convert the model again"
-            )
-        for spec in specs.values():
-            weights = {weight.name: weight for weight in files.block_weights(spec.name)}
-            for tensor in spec.tensors:
-                _check_tensor(files.location, spec, tensor, weights)
-
 
 def sampling_defaults(generation: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:
     """The sampling parameters that came with a model, those for the task first.
@@ -314,25 +293,3 @@ def _size(wish: str | int | None) -> int | None:
 
 def _ram_bytes(options: LoadOptions) -> int:
     return capped(probe_ram().available_bytes, _size(options.ram))
-
-
-def _check_tensor(
-    location: Path, block: BlockSpec, spec: TensorSpec, weights: Mapping[str, PlannedWeight]
-) -> None:
-    name = block.prefix + spec.name
-    weight = weights.get(name)
-    if weight is None:
-        raise ModelFileError(f"{location}: tensor {name} is missing; convert the model again")
-    if weight.shape != spec.shape:
-        raise ModelFileError(
-            f"{location}: tensor {name} has the shape {weight.shape}, config.json makes it "
-            f"{spec.shape}; they do not belong together"
-        )
-    if isinstance(weight.form, WeightFormat):
-        if spec.kind == "other":
-            raise ModelFileError(
-                f"{location}: tensor {name} is {weight.form.name}, which only the matrices of "
-                "linears and embeddings may be; convert the model again"
-            )
-    elif not weight.form.is_floating_point:
-        raise ModelFileError(f"{location}: tensor {name} has the type {weight.form}, not a float")
