@@ -158,3 +158,15 @@ def test_a_family_that_nobody_here_computes_is_named(make_model):
     (folder / "martlet.json").write_text(json.dumps({**manifest, "family": "hyena-2"}))
     with pytest.raises(martlet.ModelFileError, match=r"family is 'hyena-2', .*knows .*gpt2"):
         open_model(folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("quantize", [None, "int4", "int8-g64", "none"])
+def test_a_card_makes_of_a_hub_folder_what_a_processor_makes(make_hub_folder, dtype, quantize):
+    folder = make_hub_folder(dtype=dtype)
+    here, there = (
+        martlet.load(folder, device=device, quantize=quantize).logits(TOKEN_IDS).cpu()
+        for device in ("cpu", "cuda")
+    )
+    assert (here - there).abs().max() < 0.05 * here.std()  # half precision on the card
