@@ -66,12 +66,24 @@ LLAMA_CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+# Of today's families those that ask most of a step: norms of heads, windows, norms around halves.
+QWEN3_CONFIG = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 16}
+GEMMA3_CONFIG = {
+    **LLAMA_CONFIG,
+    "model_type": "gemma3_text",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 5,
+    "sliding_window_pattern": 2,
+}
 CONFIGS = {
     "cpm1": GPT2_CONFIG,
     "cpm2": {**T5_CONFIG, "vocab_size": 26240},
     "eva": {**T5_CONFIG, "vocab_size": 30000},
     "gpt2": GPT2_CONFIG,
     "llama": LLAMA_CONFIG,
+    "qwen3": QWEN3_CONFIG,
+    "gemma3_text": GEMMA3_CONFIG,
     "t5": T5_CONFIG,
 }
 VOCABULARIES = {"cpm1": "chinese_vocab.model", "cpm2": "vocab.txt", "eva": "vocab.txt"}
@@ -118,7 +130,8 @@ def write_model(
                 if tensor.name.endswith(
                     ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
                 ):
-                    weight = torch.ones(tensor.shape)
+                    # Gemma keeps the difference to 1.
+                    weight = torch.full(tensor.shape, 0.0 if family.startswith("gemma") else 1.0)
                 elif weights is not None:
                     weight = _given(weights, tensor)
                 name = spec.prefix + tensor.name

@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 FAMILIES = {
     "cpm1": ("n_layer",),
     "llama": ("num_hidden_layers",),
+    "qwen3": ("num_hidden_layers",),
+    "gemma3_text": ("num_hidden_layers",),
     "cpm2": ("num_layers", "num_decoder_layers"),
 }
 PROMPTS = [[3, 500, 700], [3, 500, 900], [8, 41, 7]]
