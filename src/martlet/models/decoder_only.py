@@ -90,6 +90,11 @@ class DecoderOnly:
         blocks = (BlockSpec(f"decoder.{index}", prefix.format(index), layer) for index in layers)
         return (BlockSpec(FIXED, "", tuple(fixed)), *blocks)
 
+    def _leave(self, index: int, counts: list[int], cache: DecoderCache | None) -> None:
+        """The end of a block: after the last one the cache has ``counts`` tokens more, by slot."""
+        if cache is not None and index == self._num_layers - 1:
+            cache.advance(counts)
+
     def _passes(
         self,
         sights: Mapping[str, Sight],

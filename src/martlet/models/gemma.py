@@ -11,10 +11,10 @@ from torch import Tensor
 
 from martlet.layers.attention import Pass
 from martlet.layers.decoder_cache import DecoderCache
-from martlet.models.architecture import Stack, TensorSpec, Weights
+from martlet.models.architecture import Stack, Weights
 from martlet.models.fields import Fields
 from martlet.models.rotary_config import Defaults, RotaryConfig, read_sizes
-from martlet.models.rotary_decoder import RotaryDecoder
+from martlet.models.rotary_decoder import Extras, RotaryDecoder
 
 __all__ = ["GEMMA_DEFAULTS", "Gemma", "GemmaConfig"]
 
@@ -58,13 +58,11 @@ class Gemma(RotaryDecoder):
     norm_offset = 1.0
     config: GemmaConfig
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        has_bias = self.config.attention_bias
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=has_bias, has_out_bias=has_bias),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(),
+    @property
+    def extras(self) -> Extras:
+        """Biases as config.json says."""
+        return Extras(
+            has_qkv_bias=self.config.attention_bias, has_out_bias=self.config.attention_bias
         )
 
     def embed(

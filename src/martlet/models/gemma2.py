@@ -9,12 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from martlet.kernels import ops
-from martlet.layers.attention import Pass
-from martlet.layers.decoder_cache import DecoderCache
-from martlet.layers.linear import linear
 from martlet.layers.sight import Sight
-from martlet.models.architecture import Stack, TensorSpec, Weights
+from martlet.models.architecture import Stack, Weights
 from martlet.models.fields import Fields
 from martlet.models.gemma import GEMMA_DEFAULTS, Gemma, GemmaConfig
 from martlet.models.rotary_config import read_layer_kinds, read_sizes
@@ -68,7 +64,9 @@ class Gemma2(Gemma):
     """The Gemma 2 architecture with one configuration."""
 
     model_type = "gemma2"
+    after_attention = "post_attention_layernorm"
     before_mlp = "pre_feedforward_layernorm"
+    after_mlp = "post_feedforward_layernorm"
     config: Gemma2Config
 
     def __init__(self, config: Gemma2Config) -> None:
@@ -82,37 +80,6 @@ class Gemma2(Gemma):
             scale=config.query_pre_attn_scalar**-0.5,
             softcap=config.attn_logit_softcapping,
         )
-
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        has_bias = self.config.attention_bias
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=has_bias, has_out_bias=has_bias),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._norm_specs("pre_feedforward_layernorm"),
-            *self._gated_specs(),
-            *self._norm_specs("post_feedforward_layernorm"),
-        )
-
-    def block(
-        self,
-        stack: Stack,
-        index: int,
-        weights: Weights,
-        hidden: Tensor,
-        step: dict[str, Pass],
-        cache: DecoderCache | None,
-    ) -> Tensor:
-        """Attention, then the gated network, each normalised and added to what it read.
-
-        The last block advances the cache.
-        """
-        mixed = self._attention(index, weights, hidden, step, cache)
-        half = linear(weights, "self_attn.o_proj", mixed)
-        hidden = ops.add_norm(half, self._norm(weights, "post_attention_layernorm"), hidden)
-        half = linear(weights, "mlp.down_proj", self._gated(weights, hidden))
-        hidden = ops.add_norm(half, self._norm(weights, "post_feedforward_layernorm"), hidden)
-        return self._leave(index, hidden, step, cache)
 
     def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
         """Final norm and logits, float32, bent towards the soft-cap where there is one."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from martlet.layers.rotary import Rotary
 from martlet.layers.sight import Sight
-from martlet.models.architecture import CheckpointTensor, TensorSpec
+from martlet.models.architecture import CheckpointTensor
 from martlet.models.fields import Fields
 from martlet.models.gemma import GEMMA_DEFAULTS
 from martlet.models.gemma2 import Gemma2, Gemma2Config, soft_cap
 from martlet.models.rope_fields import RopeForm, read_rotary
 from martlet.models.rotary_config import read_layer_kinds, read_sizes
+from martlet.models.rotary_decoder import Extras
 
 __all__ = ["Gemma3", "Gemma3Config"]
 
@@ -87,12 +88,10 @@ class Gemma3(Gemma2):
         super().__init__(config)
         self._sights["sliding"] = Sight(config.sliding_rotary, config.sliding_window)
 
-    def _attention_specs(
-        self, *, has_qkv_bias: bool = False, has_out_bias: bool = False, has_norms: bool = True
-    ) -> tuple[TensorSpec, ...]:
-        return super()._attention_specs(
-            has_qkv_bias=has_qkv_bias, has_out_bias=has_out_bias, has_norms=has_norms
-        )
+    @property
+    def extras(self) -> Extras:
+        """Norms of each head."""
+        return replace(super().extras, has_head_norms=True)
 
     def checkpoint_tensor(self, name: str) -> CheckpointTensor:
         """By its own name, or as the part "language_model" of a checkpoint that also sees."""

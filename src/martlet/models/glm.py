@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from martlet.models.architecture import CheckpointTensor, TensorSpec
+from martlet.models.architecture import CheckpointTensor
 from martlet.models.fields import Fields
 from martlet.models.fused import fused_place
 from martlet.models.rope_fields import RopeForm
 from martlet.models.rotary_config import Defaults, RotaryConfig, read_sizes
-from martlet.models.rotary_decoder import RotaryDecoder
+from martlet.models.rotary_decoder import Extras, RotaryDecoder
 
 __all__ = ["Glm", "GlmConfig"]
 
@@ -53,13 +53,10 @@ class Glm(RotaryDecoder):
     def __init__(self, config: GlmConfig) -> None:
         super().__init__(config)
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=self.config.attention_bias),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(),
-        )
+    @property
+    def extras(self) -> Extras:
+        """Biases of queries, keys and values as config.json says."""
+        return Extras(has_qkv_bias=self.config.attention_bias)
 
     def checkpoint_tensor(self, name: str) -> CheckpointTensor:
         """Gate and up are one matrix."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from martlet.models.architecture import TensorSpec
 from martlet.models.fields import Fields
 from martlet.models.rotary_config import Defaults, RotaryConfig, read_sizes
-from martlet.models.rotary_decoder import RotaryDecoder
+from martlet.models.rotary_decoder import Extras, RotaryDecoder
 
 __all__ = ["Llama", "LlamaConfig"]
 
@@ -45,11 +44,11 @@ class Llama(RotaryDecoder):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        has_bias = self.config.attention_bias
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=has_bias, has_out_bias=has_bias),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(has_bias=self.config.mlp_bias),
+    @property
+    def extras(self) -> Extras:
+        """Biases as config.json says."""
+        return Extras(
+            has_qkv_bias=self.config.attention_bias,
+            has_out_bias=self.config.attention_bias,
+            has_mlp_bias=self.config.mlp_bias,
         )

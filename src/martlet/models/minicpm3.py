@@ -33,6 +33,7 @@ from martlet.models.fields import Fields
 from martlet.models.fused import fused_place
 from martlet.models.minicpm import ScaledConfig, ScaledDecoder
 from martlet.models.rotary_config import Defaults, read_sizes
+from martlet.models.rotary_decoder import Extras
 from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["MiniCPM3", "MiniCPM3Config"]
@@ -133,15 +134,12 @@ class MiniCPM3(ScaledDecoder):
     def __init__(self, config: MiniCPM3Config) -> None:
         super().__init__(config)
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._latent_specs(),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(has_bias=self.config.mlp_bias),
-        )
+    @property
+    def extras(self) -> Extras:
+        """Biases of the gated network as config.json says; ``_attention_specs`` has its own."""
+        return Extras(has_mlp_bias=self.config.mlp_bias)
 
-    def _latent_specs(self) -> tuple[TensorSpec, ...]:
+    def _attention_specs(self) -> tuple[TensorSpec, ...]:
         config = self.config
         width, rank = config.hidden_size, config.q_lora_rank
         heads, has_bias = config.num_attention_heads, config.attention_bias

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from martlet.layers.sight import Sight
-from martlet.models.architecture import TensorSpec
 from martlet.models.fields import Fields
 from martlet.models.rotary_config import Defaults, RotaryConfig, read_layer_kinds, read_sizes
-from martlet.models.rotary_decoder import RotaryDecoder
+from martlet.models.rotary_decoder import Extras, RotaryDecoder
 
 __all__ = ["Qwen2", "Qwen2Config", "QwenConfig"]
 
@@ -79,10 +78,7 @@ class Qwen2(RotaryDecoder):
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config, config.sights, config.kinds)
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=True),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(),
-        )
+    @property
+    def extras(self) -> Extras:
+        """Biases of queries, keys and values."""
+        return Extras(has_qkv_bias=True)

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from martlet.models.architecture import TensorSpec
 from martlet.models.fields import Fields
 from martlet.models.qwen2 import QwenConfig, read_windows
 from martlet.models.rotary_config import Defaults, read_sizes
-from martlet.models.rotary_decoder import RotaryDecoder
+from martlet.models.rotary_decoder import Extras, RotaryDecoder
 
 __all__ = ["Qwen3", "Qwen3Config"]
 
@@ -47,11 +46,11 @@ class Qwen3(RotaryDecoder):
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__(config, config.sights, config.kinds)
 
-    def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        has_bias = self.config.attention_bias
-        return (
-            *self._norm_specs("input_layernorm"),
-            *self._attention_specs(has_qkv_bias=has_bias, has_out_bias=has_bias, has_norms=True),
-            *self._norm_specs("post_attention_layernorm"),
-            *self._gated_specs(),
+    @property
+    def extras(self) -> Extras:
+        """Norms of each head, and biases as config.json says."""
+        return Extras(
+            has_qkv_bias=self.config.attention_bias,
+            has_out_bias=self.config.attention_bias,
+            has_head_norms=True,
         )

@@ -7,6 +7,7 @@ its equations differ from those of ``block`` here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from martlet.models.decoder_only import DecoderOnly
 from martlet.models.rotary_config import RotaryConfig
 from martlet.models.specs import linear_specs, norm_specs
 
-__all__ = ["RotaryDecoder"]
+__all__ = ["Extras", "RotaryDecoder"]
 
 _EMBED = "model.embed_tokens.weight"
 _NORM = "model.norm"
@@ -32,15 +33,28 @@ _BEFORE_ATTENTION = "input_layernorm"
 _GATE, _UP, _DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What layers have beside two norms and seven matrices: biases, and norms of each head."""
+
+    has_qkv_bias: bool = False
+    has_out_bias: bool = False
+    has_mlp_bias: bool = False
+    has_head_norms: bool = False
+
+
 class RotaryDecoder(DecoderOnly):
     """One stack of blocks, each attention and then a gated network, behind RMS norms.
 
     ``sights`` are the kinds of layers by name and ``kinds`` names the kind of each; without them
-    all layers see everything. A subclass may name another norm before the gated network, and what
-    is added to the weights of norms.
+    all layers see everything. A subclass may name another norm before the gated network, norms
+    that what a half makes goes through before it is added, and what is added to the weights of
+    norms.
     """
 
     before_mlp = "post_attention_layernorm"
+    after_attention: str | None = None
+    after_mlp: str | None = None
     norm_offset = 0.0
 
     def __init__(
@@ -76,36 +90,42 @@ class RotaryDecoder(DecoderOnly):
             fixed.append(TensorSpec(_HEAD, table, "linear"))
         return self._specs(fixed, "model.layers.{}.", self._layer_specs())
 
+    @property
+    def extras(self) -> Extras:
+        """What the layers of the family have more."""
+        return Extras()
+
     def _layer_specs(self) -> tuple[TensorSpec, ...]:
-        """The tensors of a layer: here those of Llama without any bias."""
+        """The tensors of a layer."""
         return (
             *self._norm_specs(_BEFORE_ATTENTION),
             *self._attention_specs(),
+            *self._norm_specs(self.after_attention),
             *self._norm_specs(self.before_mlp),
             *self._gated_specs(),
+            *self._norm_specs(self.after_mlp),
         )
 
-    def _norm_specs(self, name: str) -> tuple[TensorSpec, ...]:
-        return norm_specs(name, self.config.hidden_size, has_bias=False)
+    def _norm_specs(self, name: str | None) -> tuple[TensorSpec, ...]:
+        return () if name is None else norm_specs(name, self.config.hidden_size, has_bias=False)
 
-    def _attention_specs(
-        self, *, has_qkv_bias: bool = False, has_out_bias: bool = False, has_norms: bool = False
-    ) -> tuple[TensorSpec, ...]:
-        """Queries, keys, values and output; ``has_norms`` are those of each head."""
-        config = self.config
+    def _attention_specs(self) -> tuple[TensorSpec, ...]:
+        """Queries, keys, values and output."""
+        config, extras = self.config, self.extras
         heads = (config.num_attention_heads, *2 * (config.num_key_value_heads,))
         specs: list[TensorSpec] = []
         for name, number in zip(_QKV, heads, strict=True):
             width = number * config.head_dim
-            specs += linear_specs(name, width, config.hidden_size, has_bias=has_qkv_bias)
+            specs += linear_specs(name, width, config.hidden_size, has_bias=extras.has_qkv_bias)
         width = heads[0] * config.head_dim
-        specs += linear_specs(_OUT, config.hidden_size, width, has_bias=has_out_bias)
-        for name in _HEAD_NORMS if has_norms else ():
+        specs += linear_specs(_OUT, config.hidden_size, width, has_bias=extras.has_out_bias)
+        for name in _HEAD_NORMS if extras.has_head_norms else ():
             specs += norm_specs(name, config.head_dim, has_bias=False)
         return tuple(specs)
 
-    def _gated_specs(self, *, has_bias: bool = False) -> tuple[TensorSpec, ...]:
+    def _gated_specs(self) -> tuple[TensorSpec, ...]:
         hidden_size, inner = self.config.hidden_size, self.config.intermediate_size
+        has_bias = self.extras.has_mlp_bias
         return (
             *linear_specs(_GATE, inner, hidden_size, has_bias=has_bias),
             *linear_specs(_UP, inner, hidden_size, has_bias=has_bias),
@@ -172,9 +192,11 @@ class RotaryDecoder(DecoderOnly):
         The last block advances the cache.
         """
         mixed = self._attention(index, weights, hidden, step, cache)
-        hidden = linear(weights, _OUT, mixed, residual=hidden)
-        hidden = linear(weights, _DOWN, self._gated(weights, hidden), residual=hidden)
-        return self._leave(index, hidden, step, cache)
+        hidden = self._add(weights, _OUT, mixed, hidden, self.after_attention)
+        inner = self._gated(weights, hidden)
+        hidden = self._add(weights, _DOWN, inner, hidden, self.after_mlp)
+        self._leave(index, step[self._kinds[index]].counts, cache)
+        return hidden
 
     def _attention(
         self,
@@ -197,13 +219,13 @@ class RotaryDecoder(DecoderOnly):
         norm = self._norm(weights, self.before_mlp)
         return gated_linear(weights, _GATE, _UP, hidden, self.config.hidden_act, norm=norm)
 
-    def _leave(
-        self, index: int, hidden: Tensor, step: dict[str, Pass], cache: DecoderCache | None
+    def _add(
+        self, weights: Weights, name: str, inner: Tensor, hidden: Tensor, norm: str | None
     ) -> Tensor:
-        """The end of a block: the last one makes the cache count the tokens."""
-        if cache is not None and index == self.config.num_hidden_layers - 1:
-            cache.advance(step[self._kinds[index]].counts)
-        return hidden
+        """The hidden state and what a half of the block makes, normalised if the family does."""
+        if norm is None:
+            return linear(weights, name, inner, residual=hidden)
+        return ops.add_norm(linear(weights, name, inner), self._norm(weights, norm), hidden)
 
     def _norm(self, weights: Weights, name: str) -> ops.Norm:
         return ops.Norm(vector(weights, f"{name}.weight"), None, self._eps, self.norm_offset)
