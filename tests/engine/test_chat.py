@@ -33,6 +33,12 @@ def plain(make_model, tmp_path_factory):
 def test_a_model_with_a_template_can_chat_and_does_that_best(thinker):
     assert thinker.tasks == ("chat", "write")
     assert thinker.thinks
+    assert thinker.chat_controls == ("system", "thinking")
+
+
+def test_a_model_says_what_its_chats_take_beside_turns(plain, tiny_eva):
+    assert plain.chat_controls == ("system",)
+    assert martlet.load(tiny_eva, device="cpu").chat_controls == ()
 
 
 def test_the_answer_comes_without_the_thoughts_which_stand_beside_it(thinker):

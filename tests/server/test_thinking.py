@@ -98,6 +98,13 @@ def test_ollamas_clients_see_thoughts_as_thinking(thinker):
     assert shown["capabilities"] == ["completion", "thinking"]
 
 
+def test_the_status_tells_what_a_chat_can_be_told(thinker):
+    told = thinker.model(thinker.name)
+    assert (told["thinks"], told["chat_controls"]) == (True, ["system", "thinking"])
+    assert (told["family"], told["weight_type"]) == ("llama", "float32")
+    assert told["num_weights"] > 0
+
+
 def test_the_same_model_goes_on_with_a_text_where_it_is_asked_to(thinker):
     """Behind a line break stands what the model always says there, marks and all."""
     body = {"model": thinker.name, "prompt": "6 * 7?\n", "stream": False}

@@ -232,6 +232,19 @@ def test_a_switch_for_thinking_is_turned_where_there_is_one(made):
         made["chatml"].template.prompt(_messages("a"), thinking=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "takes_system"),
+    [("qwen3", True), ("llama2", True), ("deepseek", True), ("gemma", False), ("mistral", False)],
+)
+def test_a_template_tells_whether_it_takes_a_system_message(made, name, takes_system):
+    assert made[name].template.takes_system is takes_system
+
+
+def test_a_system_message_that_is_passed_over_is_not_taken(tmp_path):
+    source = "{% for turn in messages if turn.role == 'user' %}{{ turn.content }}{% endfor %}"
+    assert not _made(tmp_path, byte_level(IM), source).template.takes_system
+
+
 def test_a_prompt_tells_whether_the_reply_begins_among_thoughts(made):
     def begins(name, thinking=None):
         return made[name].template.prompt(_messages("<think>"), thinking).begins

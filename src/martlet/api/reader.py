@@ -12,7 +12,7 @@ from martlet.engine.batch_limits import BatchLimits
 from martlet.engine.embed import Embeddings, embed_texts, embedding_ids
 from martlet.engine.generator import Generator
 from martlet.engine.score import Score, score_continuation, score_tokens, token_logits
-from martlet.engine.tasks import TaskModel
+from martlet.engine.tasks import ChatControl, TaskModel
 from martlet.errors import UsageError
 from martlet.models.family import Task
 from martlet.tokenizers.tokenizer import Tokenizer
@@ -51,6 +51,15 @@ class Reader:
             ModelFileError: its chat template cannot be used.
         """
         return self._model.thinks
+
+    @property
+    def chat_controls(self) -> tuple[ChatControl, ...]:
+        """What ``chat`` takes beside turns: "system" messages, and a switch for "thinking".
+
+        Raises:
+            ModelFileError: its chat template cannot be used.
+        """
+        return self._model.chat_controls
 
     @property
     def num_weights(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,16 @@ from martlet.models.family import Task, families_for, tasks_of
 from martlet.tokenizers.chat_template import ChatTemplate
 from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
 
-__all__ = ["DEFAULT_MAX_INPUT_TOKENS", "DEFAULT_SAMPLING", "DEFAULT_TOKENS_PER_BLANK", "TaskModel"]
+__all__ = [
+    "DEFAULT_MAX_INPUT_TOKENS",
+    "DEFAULT_SAMPLING",
+    "DEFAULT_TOKENS_PER_BLANK",
+    "ChatControl",
+    "TaskModel",
+]
+
+ChatControl = Literal["system", "thinking"]
+"""What a chat may be told beside its turns: a system message, whether to think first."""
 
 DEFAULT_MAX_INPUT_TOKENS: dict[str, int] = {"cpm2": 512, "eva": 128}
 """What the encoders of these families read at most where the model folder says nothing: the length
@@ -83,6 +92,21 @@ class TaskModel:
             ModelFileError: the chat template cannot be used.
         """
         return self.template is not None and self.template.thinks
+
+    @property
+    def chat_controls(self) -> tuple[ChatControl, ...]:
+        """What a chat can be told beside its turns; nothing where there is no template.
+
+        Raises:
+            ModelFileError: the chat template cannot be used.
+        """
+        if self.template is None:
+            return ()
+        held: dict[ChatControl, bool] = {
+            "system": self.template.takes_system,
+            "thinking": self.template.has_switch,
+        }
+        return tuple(name for name, is_held in held.items() if is_held)
 
     def require(self, task: Task) -> None:
         """Check that the model was trained for a task.

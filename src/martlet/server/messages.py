@@ -150,7 +150,8 @@ class HelloMessage(TypedDict):
     """From the model, once: it is loaded. ``plan`` is Plan.to_dict().
 
     ``family`` is one of models/family.py; ``tasks`` are what the model can be asked for, ``thinks``
-    tells whether its replies may begin with thoughts; ``num_slots`` texts are written at a
+    tells whether its replies may begin with thoughts, ``chat_controls`` what its chats take beside
+    turns: "system", "thinking"; ``num_slots`` texts are written at a
     time, each of at most ``slot_tokens`` tokens, or ``encoder_tokens`` read and as many written.
     ``weight_type`` is that of matrices, as in "int8" or "float16".
     ``tokens_per_second`` is what the first text had, alone; None where it was too short.
@@ -160,6 +161,7 @@ class HelloMessage(TypedDict):
     family: str
     tasks: list[str]
     thinks: bool
+    chat_controls: list[str]
     can_embed: bool
     num_slots: int
     slot_tokens: int

@@ -43,12 +43,14 @@ class Reporter:
         """
         model, plan = self._model, self._model.plan
         limits = model.batch_limits
+        thinks, chat_controls = _chat_words(model)
         parts = {p.block: p.nbytes for phase in plan.phases for p in phase.placements}
         return {
             "op": "hello",
             "family": model.family,
             "tasks": list(model.tasks),
-            "thinks": _thinks(model),
+            "thinks": thinks,
+            "chat_controls": chat_controls,
             "can_embed": limits.encoder_tokens is not None,
             "num_slots": limits.num_slots,
             "slot_tokens": limits.slot_tokens,
@@ -107,8 +109,9 @@ class Reporter:
         return (num_tokens - first_tokens) / max(now - first_seconds, 1e-6)
 
 
-def _thinks(model: Model) -> bool:
+def _chat_words(model: Model) -> tuple[bool, list[str]]:
+    """Whether it may think first, and what its chats can be told beside turns."""
     try:
-        return model.thinks
+        return model.thinks, list(model.chat_controls)
     except MartletError:  # who chats is told what is wrong with the template
-        return False
+        return False, []

@@ -23,10 +23,14 @@ __all__ = ["get_plan", "get_status", "health", "livez", "metrics", "readyz"]
 _HELLO_FIELDS = (
     "family",
     "tasks",
+    "thinks",
+    "chat_controls",
     "can_embed",
     "num_slots",
     "slot_tokens",
     "encoder_tokens",
+    "num_weights",
+    "weight_type",
     "weight_bytes",
     "load_seconds",
 )

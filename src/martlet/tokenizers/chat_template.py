@@ -18,7 +18,7 @@ __all__ = ["ChatPrompt", "ChatTemplate", "TemplateTokenizer"]
 _OPEN, _CLOSE = "<think>", "</think>"
 # What templates call their switch.
 _SWITCHES = ("enable_thinking", "thinking")
-_ANSWER = "martletanswer"
+_SAID = "martletanswer"
 
 
 class TemplateTokenizer(Protocol):
@@ -91,6 +91,20 @@ class ChatTemplate:
         """
         return self._switch is not None
 
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a dialogue may begin with what the system says.
+
+        Raises:
+            ModelFileError: the template cannot be used.
+        """
+        turns = [("system", _SAID), ("user", "a")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return _SAID in self._render(messages, None, add_generation_prompt=True)
+        except UsageError:
+            return False
+
     def prompt(
         self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None
     ) -> ChatPrompt:
@@ -117,13 +131,13 @@ class ChatTemplate:
         Raises:
             ModelFileError: the template cannot be used.
         """
-        turns = [("user", "a"), ("assistant", _ANSWER), ("user", "b")]
+        turns = [("user", "a"), ("assistant", _SAID), ("user", "b")]
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             text = self._render(messages, None, add_generation_prompt=False)
         except UsageError:  # a template that takes nothing of the kind
             return frozenset()
-        behind = text.rpartition(_ANSWER)[2].lstrip()
+        behind = text.rpartition(_SAID)[2].lstrip()
         token_ids = self._tokenizer.encode_spelled(behind, self._names)
         control = self._tokenizer.special.control_ids()
         token = next((i for i in token_ids[:1] if i in control), None)
