@@ -8,17 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.alibi import alibi_bias, alibi_by_distance
 from martlet.layers.attention import (
     DeviceStep,
-    Heads,
     Pass,
     self_attention,
 )
 from martlet.layers.decoder_cache import DecoderCache
-from martlet.layers.linear import linear, linears, vector
+from martlet.layers.linear import linear, linears
 from martlet.layers.masks import aligned_bias, causal_bias
 from martlet.layers.norm import layer_norm
 from martlet.models.architecture import (
@@ -26,12 +24,11 @@ from martlet.models.architecture import (
     CheckpointTensor,
     LinearInput,
     Stack,
-    TensorSpec,
     Weights,
 )
-from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 from martlet.models.fused import fused_place
+from martlet.models.layer_norm_decoder import Ends, LayerNormDecoder, require_whole_heads
 from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["Bloom", "BloomConfig"]
@@ -63,11 +60,7 @@ class BloomConfig:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.n_head:
-            raise ModelFileError(
-                f"config.json has hidden_size = {self.hidden_size}, "
-                f"which does not divide by n_head = {self.n_head}"
-            )
+        require_whole_heads("hidden_size", self.hidden_size, "n_head", self.n_head)
 
     @property
     def head_dim(self) -> int:
@@ -102,32 +95,27 @@ class BloomConfig:
         return made
 
 
-class Bloom(DecoderOnly):
+class Bloom(LayerNormDecoder):
     """The BLOOM architecture with one configuration."""
 
     model_type = "bloom"
 
     def __init__(self, config: BloomConfig) -> None:
         super().__init__(
-            config.vocab_size, config.n_layer, config.n_head, config.head_dim, config.seq_length
+            Ends(_EMBED, _LN_F, _HEAD, config.layer_norm_epsilon, config.tie_word_embeddings),
+            config.vocab_size,
+            config.n_layer,
+            (config.n_head, config.head_dim),
+            config.seq_length,
         )
         self.config = config
         self.mask_heads = config.n_head
-        self._heads = Heads(
-            config.n_head, config.n_head, config.head_dim, scale=config.head_dim**-0.5
-        )
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
         config = self.config
         width = config.hidden_size
-        fixed = [
-            TensorSpec(_EMBED, (config.vocab_size, width), "embedding"),
-            *norm_specs(_EMBED_NORM, width),
-            *norm_specs(_LN_F, width),
-        ]
-        if not config.tie_word_embeddings:
-            fixed.append(TensorSpec(_HEAD, (config.vocab_size, width), "linear"))
+        fixed = self._end_specs(*norm_specs(_EMBED_NORM, width))
         layer = (
             *norm_specs("input_layernorm", width),
             *(spec for name in _QKV for spec in linear_specs(name, width, width)),
@@ -160,12 +148,6 @@ class Bloom(DecoderOnly):
             LinearInput(("mlp.dense_4h_to_h.weight",)),
         )
 
-    def head_input(self) -> LinearInput:
-        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
-        if self.config.tie_word_embeddings:
-            return LinearInput((_EMBED,))
-        return LinearInput((_HEAD,), (f"{_LN_F}.weight", f"{_LN_F}.bias"))
-
     def embed(
         self,
         fixed: Weights,
@@ -177,8 +159,7 @@ class Bloom(DecoderOnly):
         """Normalised token embeddings, in the dtype of the final norm's weight."""
         assert stack == "decoder"
         config = self.config
-        dtype = vector(fixed, f"{_LN_F}.weight").dtype
-        hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
+        hidden = self._look_up(fixed, token_ids)
         hidden = ops.norm(hidden, layer_norm(fixed, _EMBED_NORM, config.layer_norm_epsilon))
         if cache is not None and cache.stepping is not None:
             by_distance = cache.stepping.step_constant(
@@ -213,16 +194,8 @@ class Bloom(DecoderOnly):
             weights, "mlp.dense_h_to_4h", hidden, norm=before_mlp, activation=_ACTIVATION
         )
         hidden = linear(weights, "mlp.dense_4h_to_h", inner, residual=hidden)
-        if cache is not None and index == self.config.n_layer - 1:
-            cache.advance(step.counts)
+        self._leave(index, step.counts, cache)
         return hidden
-
-    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
-        """Final norm and logits, float32."""
-        assert stack == "decoder"
-        name = _EMBED if self.config.tie_word_embeddings else _HEAD
-        norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
-        return ops.logits(hidden, fixed[name], norm=norm)
 
 
 def _size(fields: Fields, name: str, other: str, limit: int | None = None) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from martlet.errors import ModelFileError
 from martlet.kernels import ops
 from martlet.layers.attention import DeviceStep, Heads, Pass, self_attention
 from martlet.layers.decoder_cache import DecoderCache
@@ -24,8 +23,8 @@ from martlet.models.architecture import (
     TensorSpec,
     Weights,
 )
-from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
+from martlet.models.layer_norm_decoder import Ends, LayerNormDecoder, require_whole_heads
 from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["GPT2", "GPT2Config"]
@@ -33,6 +32,7 @@ __all__ = ["GPT2", "GPT2Config"]
 _WTE = "transformer.wte.weight"
 _WPE = "transformer.wpe.weight"
 _LN_F = "transformer.ln_f"
+_HEAD = "lm_head.weight"
 # Checkpoints keep these as Conv1D, (in_features, out_features).
 _CONV1D = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
 
@@ -54,11 +54,7 @@ class GPT2Config:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise ModelFileError(
-                f"config.json has n_embd = {self.n_embd}, "
-                f"which does not divide by n_head = {self.n_head}"
-            )
+        require_whole_heads("n_embd", self.n_embd, "n_head", self.n_head)
 
     @property
     def head_dim(self) -> int:
@@ -101,14 +97,18 @@ class GPT2Config:
         return made
 
 
-class GPT2(DecoderOnly):
+class GPT2(LayerNormDecoder):
     """The GPT-2 architecture with one configuration."""
 
     model_type = "gpt2"
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(
-            config.vocab_size, config.n_layer, config.n_head, config.head_dim, config.n_positions
+            Ends(_WTE, _LN_F, _HEAD, config.layer_norm_epsilon, config.tie_word_embeddings),
+            config.vocab_size,
+            config.n_layer,
+            (config.n_head, config.head_dim),
+            config.n_positions,
         )
         self.config = config
 
@@ -116,13 +116,7 @@ class GPT2(DecoderOnly):
         """The fixed block and one block a layer, in file order."""
         config = self.config
         width = config.n_embd
-        fixed = [
-            TensorSpec(_WTE, (config.vocab_size, width), "embedding"),
-            TensorSpec(_WPE, (config.n_positions, width), "other"),
-            *norm_specs(_LN_F, width),
-        ]
-        if not config.tie_word_embeddings:
-            fixed.append(TensorSpec("lm_head.weight", (config.vocab_size, width), "linear"))
+        fixed = self._end_specs(TensorSpec(_WPE, (config.n_positions, width), "other"))
         layer = (
             *norm_specs("ln_1", width),
             *linear_specs("attn.c_attn", 3 * width, width),
@@ -136,7 +130,7 @@ class GPT2(DecoderOnly):
     def checkpoint_tensor(self, name: str) -> CheckpointTensor:
         """With or without "transformer."; matrices of layers stand the other way round."""
         # A head that is not tied may still be left out of the file where it equals the embedding.
-        known = (name, _WTE) if name == "lm_head.weight" else (name,)
+        known = (name, _WTE) if name == _HEAD else (name,)
         short = tuple(name.removeprefix("transformer.") for name in known)
         return CheckpointTensor(
             tuple(dict.fromkeys(known + short)), transposed=name.endswith(_CONV1D)
@@ -156,12 +150,6 @@ class GPT2(DecoderOnly):
                 ("mlp.c_proj.weight",), ("mlp.c_fc.weight", "mlp.c_fc.bias") if is_linear else ()
             ),
         )
-
-    def head_input(self) -> LinearInput:
-        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
-        if self.config.tie_word_embeddings:
-            return LinearInput((_WTE,))
-        return LinearInput(("lm_head.weight",), (f"{_LN_F}.weight", f"{_LN_F}.bias"))
 
     def embed(
         self,
@@ -183,11 +171,10 @@ class GPT2(DecoderOnly):
         num_tokens = token_ids.shape[1]
         first = torch.tensor(starts, device=token_ids.device)[:, None]
         positions = first + torch.arange(num_tokens, device=token_ids.device)
-        dtype = vector(fixed, f"{_LN_F}.weight").dtype
-        hidden = ops.embedding(fixed[_WTE], token_ids, dtype)
+        hidden = self._look_up(fixed, token_ids)
         # Only padding can stand behind the last position.
         hidden = hidden + ops.embedding(
-            fixed[_WPE], positions.clamp_(max=self.config.n_positions - 1), dtype
+            fixed[_WPE], positions.clamp_(max=self.config.n_positions - 1), hidden.dtype
         )
         return hidden, Pass(counts, *decoder_mask(starts, num_tokens, num_keys, hidden))
 
@@ -204,25 +191,17 @@ class GPT2(DecoderOnly):
         eps, activation = self.config.layer_norm_epsilon, self.config.activation_function
         before_attention = layer_norm(weights, "ln_1", eps)
         qkv = linear(weights, "attn.c_attn", hidden, norm=before_attention).chunk(3, dim=-1)
-        mixed = self_attention(qkv, self._heads(index), step, cache, index)
+        mixed = self_attention(qkv, self._scaled_heads(index), step, cache, index)
         hidden = linear(weights, "attn.c_proj", mixed, residual=hidden)
         before_mlp = layer_norm(weights, "ln_2", eps)
         inner = linear(weights, "mlp.c_fc", hidden, norm=before_mlp, activation=activation)
         hidden = linear(weights, "mlp.c_proj", inner, residual=hidden)
-        if cache is not None and index == self.config.n_layer - 1:
-            cache.advance(step.counts)
+        self._leave(index, step.counts, cache)
         return hidden
 
-    def _heads(self, index: int) -> Heads:
+    def _scaled_heads(self, index: int) -> Heads:
         config = self.config
-        scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        scale = self._heads.scale if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             scale /= index + 1
-        return Heads(config.n_head, config.n_head, config.head_dim, scale)
-
-    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
-        """Final norm and logits, float32."""
-        assert stack == "decoder"
-        name = _WTE if self.config.tie_word_embeddings else "lm_head.weight"
-        norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
-        return ops.logits(hidden, fixed[name], norm=norm)
+        return replace(self._heads, scale=scale)

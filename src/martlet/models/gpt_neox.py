@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import Heads, Pass, self_attention
+from martlet.layers.attention import Pass, self_attention
 from martlet.layers.decoder_cache import DecoderCache
-from martlet.layers.linear import linear, linears, vector
+from martlet.layers.linear import linear, linears
 from martlet.layers.norm import layer_norm
 from martlet.layers.rotary import Rotary
 from martlet.layers.sight import Sight
@@ -21,12 +20,11 @@ from martlet.models.architecture import (
     CheckpointTensor,
     LinearInput,
     Stack,
-    TensorSpec,
     Weights,
 )
-from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
 from martlet.models.fused import fused_place
+from martlet.models.layer_norm_decoder import Ends, LayerNormDecoder, require_whole_heads
 from martlet.models.rope_fields import RopeForm, read_rotary
 from martlet.models.specs import linear_specs, norm_specs
 
@@ -76,11 +74,7 @@ class GPTNeoXConfig:
         fields.ignore("attention_probs_dropout_prob", "is_decoder", "custom_pipelines")
         hidden_size = fields.size("hidden_size")
         num_heads = fields.size("num_attention_heads")
-        if hidden_size % num_heads:
-            raise ModelFileError(
-                f"config.json has hidden_size = {hidden_size}, "
-                f"which does not divide by num_attention_heads = {num_heads}"
-            )
+        require_whole_heads("hidden_size", hidden_size, "num_attention_heads", num_heads)
         positions = fields.size("max_position_embeddings", 2048)
         # The older names of what is now among the rope settings.
         form = RopeForm(
@@ -106,38 +100,26 @@ class GPTNeoXConfig:
         return made
 
 
-class GPTNeoX(DecoderOnly):
+class GPTNeoX(LayerNormDecoder):
     """The GPT-NeoX architecture with one configuration."""
 
     model_type = "gpt_neox"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(
+            Ends(_EMBED, _NORM, _HEAD, config.layer_norm_eps, config.tie_word_embeddings),
             config.vocab_size,
             config.num_hidden_layers,
-            config.num_attention_heads,
-            config.head_dim,
+            (config.num_attention_heads, config.head_dim),
             config.rotary.scaling.positions(config.max_position_embeddings),
         )
         self.config = config
-        self._heads = Heads(
-            config.num_attention_heads,
-            config.num_attention_heads,
-            config.head_dim,
-            scale=config.head_dim**-0.5,
-        )
         self._sight = Sight(config.rotary)
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
         config = self.config
         width, inner = config.hidden_size, config.intermediate_size
-        fixed = [
-            TensorSpec(_EMBED, (config.vocab_size, width), "embedding"),
-            *norm_specs(_NORM, width),
-        ]
-        if not config.tie_word_embeddings:
-            fixed.append(TensorSpec(_HEAD, (config.vocab_size, width), "linear"))
         has_bias = config.attention_bias
         layer = (
             *norm_specs("input_layernorm", width),
@@ -150,7 +132,7 @@ class GPTNeoX(DecoderOnly):
             *linear_specs("mlp.dense_h_to_4h", inner, width),
             *linear_specs("mlp.dense_4h_to_h", width, inner),
         )
-        return self._specs(fixed, "gpt_neox.layers.{}.", layer)
+        return self._specs(self._end_specs(), "gpt_neox.layers.{}.", layer)
 
     def checkpoint_tensor(self, name: str) -> CheckpointTensor:
         """With or without "gpt_neox."; head by head, queries, keys and values are one matrix."""
@@ -182,12 +164,6 @@ class GPTNeoX(DecoderOnly):
             ),
         )
 
-    def head_input(self) -> LinearInput:
-        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
-        if self.config.tie_word_embeddings:
-            return LinearInput((_EMBED,))
-        return LinearInput((_HEAD,), (f"{_NORM}.weight", f"{_NORM}.bias"))
-
     def embed(
         self,
         fixed: Weights,
@@ -198,8 +174,7 @@ class GPTNeoX(DecoderOnly):
     ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
         assert stack == "decoder"
-        dtype = vector(fixed, f"{_NORM}.weight").dtype
-        hidden = ops.embedding(fixed[_EMBED], token_ids, dtype)
+        hidden = self._look_up(fixed, token_ids)
         return hidden, self._passes({"full": self._sight}, hidden, cache, lengths)["full"]
 
     def block(
@@ -224,13 +199,5 @@ class GPTNeoX(DecoderOnly):
         before_mlp = layer_norm(weights, "post_attention_layernorm", eps)
         inner = linear(weights, "mlp.dense_h_to_4h", seen, norm=before_mlp, activation=activation)
         hidden = linear(weights, "mlp.dense_4h_to_h", inner, residual=after_attention)
-        if cache is not None and index == self.config.num_hidden_layers - 1:
-            cache.advance(step.counts)
+        self._leave(index, step.counts, cache)
         return hidden
-
-    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
-        """Final norm and logits, float32."""
-        assert stack == "decoder"
-        name = _EMBED if self.config.tie_word_embeddings else _HEAD
-        norm = layer_norm(fixed, _NORM, self.config.layer_norm_eps)
-        return ops.logits(hidden, fixed[name], norm=norm)

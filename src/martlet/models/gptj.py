@@ -10,9 +10,9 @@ from torch import Tensor
 
 from martlet.errors import ModelFileError
 from martlet.kernels import ops
-from martlet.layers.attention import Heads, Pass, self_attention
+from martlet.layers.attention import Pass, self_attention
 from martlet.layers.decoder_cache import DecoderCache
-from martlet.layers.linear import linear, linears, vector
+from martlet.layers.linear import linear, linears
 from martlet.layers.norm import layer_norm
 from martlet.layers.rotary import Rotary
 from martlet.layers.sight import Sight
@@ -24,15 +24,16 @@ from martlet.models.architecture import (
     TensorSpec,
     Weights,
 )
-from martlet.models.decoder_only import DecoderOnly
 from martlet.models.fields import Fields
+from martlet.models.layer_norm_decoder import Ends, LayerNormDecoder, require_whole_heads
 from martlet.models.specs import linear_specs, norm_specs
 
 __all__ = ["GPTJ", "GPTJConfig"]
 
 _WTE = "transformer.wte.weight"
 _LN_F = "transformer.ln_f"
-_HEAD = "lm_head"
+_HEAD = "lm_head.weight"
+_HEAD_BIAS = "lm_head.bias"
 _QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
@@ -55,11 +56,7 @@ class GPTJConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise ModelFileError(
-                f"config.json has n_embd = {self.n_embd}, "
-                f"which does not divide by n_head = {self.n_head}"
-            )
+        require_whole_heads("n_embd", self.n_embd, "n_head", self.n_head)
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ModelFileError(
                 f"config.json has rotary_dim = {self.rotary_dim}; supported is an even number up "
@@ -100,32 +97,27 @@ class GPTJConfig:
         return made
 
 
-class GPTJ(DecoderOnly):
+class GPTJ(LayerNormDecoder):
     """The GPT-J architecture with one configuration."""
 
     model_type = "gptj"
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__(
-            config.vocab_size, config.n_layer, config.n_head, config.head_dim, config.n_positions
+            Ends(_WTE, _LN_F, _HEAD, config.layer_norm_epsilon, config.tie_word_embeddings),
+            config.vocab_size,
+            config.n_layer,
+            (config.n_head, config.head_dim),
+            config.n_positions,
         )
         self.config = config
-        self._heads = Heads(
-            config.n_head, config.n_head, config.head_dim, scale=config.head_dim**-0.5
-        )
         self._sight = Sight(Rotary(config.rotary_dim, is_interleaved=True))
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
         """The fixed block and one block a layer, in file order."""
         config = self.config
         width = config.n_embd
-        fixed = [
-            TensorSpec(_WTE, (config.vocab_size, width), "embedding"),
-            *norm_specs(_LN_F, width),
-            TensorSpec(f"{_HEAD}.bias", (config.vocab_size,), "other"),
-        ]
-        if not config.tie_word_embeddings:
-            fixed.append(TensorSpec(f"{_HEAD}.weight", (config.vocab_size, width), "linear"))
+        fixed = [*self._end_specs(), TensorSpec(_HEAD_BIAS, (config.vocab_size,), "other")]
         layer = (
             *norm_specs("ln_1", width),
             *(
@@ -155,12 +147,6 @@ class GPTJ(DecoderOnly):
             ),
         )
 
-    def head_input(self) -> LinearInput:
-        """The final norm; a table that is tied is also looked up, and so cannot be scaled."""
-        if self.config.tie_word_embeddings:
-            return LinearInput((_WTE,))
-        return LinearInput((f"{_HEAD}.weight",), (f"{_LN_F}.weight", f"{_LN_F}.bias"))
-
     def embed(
         self,
         fixed: Weights,
@@ -171,8 +157,7 @@ class GPTJ(DecoderOnly):
     ) -> tuple[Tensor, Pass]:
         """Token embeddings, in the dtype of the final norm's weight; positions turn in blocks."""
         assert stack == "decoder"
-        dtype = vector(fixed, f"{_LN_F}.weight").dtype
-        hidden = ops.embedding(fixed[_WTE], token_ids, dtype)
+        hidden = self._look_up(fixed, token_ids)
         return hidden, self._passes({"full": self._sight}, hidden, cache, lengths)["full"]
 
     def block(
@@ -194,13 +179,5 @@ class GPTJ(DecoderOnly):
         mixed = self_attention(qkv, self._heads, step, cache, index)
         hidden = linear(weights, "attn.out_proj", mixed, residual=hidden)
         hidden = linear(weights, "mlp.fc_out", inner, residual=hidden)
-        if cache is not None and index == config.n_layer - 1:
-            cache.advance(step.counts)
+        self._leave(index, step.counts, cache)
         return hidden
-
-    def head(self, fixed: Weights, stack: Stack, hidden: Tensor) -> Tensor:
-        """Final norm and logits, float32."""
-        assert stack == "decoder"
-        weight = fixed[_WTE if self.config.tie_word_embeddings else f"{_HEAD}.weight"]
-        norm = layer_norm(fixed, _LN_F, self.config.layer_norm_epsilon)
-        return ops.logits(hidden, weight, norm=norm, bias=vector(fixed, f"{_HEAD}.bias"))
