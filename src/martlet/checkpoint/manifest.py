@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from martlet.checkpoint.json_check import JsonCheck
 from martlet.checkpoint.names import MANIFEST_NAME
 from martlet.checkpoint.safetensors import MAX_ENTRIES, check_tensor_name
-from martlet.checkpoint.shards import plain_file_name, read_json_object
+from martlet.checkpoint.shards import read_json_object
 from martlet.errors import ModelFileError
 from martlet.quantization.formats import WeightFormat, parse_format
 
@@ -32,7 +33,6 @@ FORMAT_VERSION = 2
 _FAMILY = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _QUANTIZE = ("none", "int8", "int4")
 _MAX_BLOCKS = 10_000
-_MAX_OFFSET = 1 << 50
 _MAX_SIDE = 1 << 31
 _MAX_DEPTH = 20  # of what is shown to people as it is
 
@@ -131,9 +131,9 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: format_version is {version!r:.40}, this Martlet reads 1 to {FORMAT_VERSION}; "
             f"if it is higher, a newer Martlet wrote the folder"
         )
-    check = _Check(path)
+    check = JsonCheck(path)
     manifest = Manifest(
-        family=check.family(raw),
+        family=_family(check, raw),
         quantize=check.choice(raw, "quantize", _QUANTIZE),
         tokenizer=_tokenizer(check, raw.get("tokenizer")),
         blocks=tuple(_block(check, item) for item in check.items(raw, "blocks", _MAX_BLOCKS)),
@@ -146,58 +146,15 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-@dataclass(frozen=True)
-class _Check:
-    """Fields of untrusted JSON objects, or an error that names the manifest and the field."""
-
-    path: Path
-
-    def fail(self, problem: str) -> ModelFileError:
-        return ModelFileError(f"{self.path}: {problem}")
-
-    def mapping(self, value: object, what: str) -> dict[str, object]:
-        if not isinstance(value, dict):
-            raise self.fail(f"{what} is not an object")
-        return value
-
-    def choice(self, raw: dict[str, object], key: str, choices: tuple[str, ...]) -> str:
-        value = raw.get(key)
-        if value not in choices:
-            raise self.fail(f"{key} is {value!r:.40}, expected one of {', '.join(choices)}")
-        return str(value)
-
-    def family(self, raw: dict[str, object]) -> str:
-        """A plain name; whether a family is known is for those to say who compute it."""
-        value = raw.get("family")
-        if not isinstance(value, str) or not is_family_name(value):
-            raise self.fail(f"family is {value!r:.60}, not a name of small letters and digits")
-        return value
-
-    def text(self, raw: dict[str, object], key: str) -> str:
-        value = raw.get(key)
-        if not isinstance(value, str) or (value and check_tensor_name(value)):
-            raise self.fail(f"{key} is {value!r:.40}, not a name")
-        return value
-
-    def size(self, raw: dict[str, object], key: str) -> int:
-        value = raw.get(key)
-        if type(value) is not int or not 0 <= value <= _MAX_OFFSET:
-            raise self.fail(f"{key} is {value!r:.40}, not a number of bytes")
-        return value
-
-    def items(self, raw: dict[str, object], key: str, limit: int) -> list[object]:
-        value = raw.get(key)
-        if not isinstance(value, list) or len(value) > limit:
-            raise self.fail(f"{key} is not a list of at most {limit:,} entries")
-        return value
-
-    def file_name(self, value: object) -> str:
-        if not plain_file_name(value):
-            raise self.fail(f"{value!r:.80} is not a plain file name")
-        return str(value)
+def _family(check: JsonCheck, raw: dict[str, object]) -> str:
+    """A plain name; whether a family is known is for those to say who compute it."""
+    value = raw.get("family")
+    if not isinstance(value, str) or not is_family_name(value):
+        raise check.fail(f"family is {value!r:.60}, not a name of small letters and digits")
+    return value
 
 
-def _tokenizer(check: _Check, value: object) -> TokenizerEntry | None:
+def _tokenizer(check: JsonCheck, value: object) -> TokenizerEntry | None:
     if value is None:
         return None
     raw = check.mapping(value, "tokenizer")
@@ -205,7 +162,7 @@ def _tokenizer(check: _Check, value: object) -> TokenizerEntry | None:
     return TokenizerEntry(kind=check.text(raw, "kind"), files=files)
 
 
-def _block(check: _Check, value: object) -> BlockEntry:
+def _block(check: JsonCheck, value: object) -> BlockEntry:
     raw = check.mapping(value, "a block")
     tensors = []
     for name in check.items(raw, "tensors", MAX_ENTRIES):
@@ -222,7 +179,7 @@ def _block(check: _Check, value: object) -> BlockEntry:
     )
 
 
-def _files(check: _Check, value: object) -> dict[str, FileEntry]:
+def _files(check: JsonCheck, value: object) -> dict[str, FileEntry]:
     files = {}
     for name, entry in check.mapping(value, "files").items():
         raw = check.mapping(entry, f"files entry {name!r:.40}")
@@ -233,7 +190,7 @@ def _files(check: _Check, value: object) -> dict[str, FileEntry]:
     return files
 
 
-def _formats(check: _Check, value: object) -> dict[str, FormatEntry]:
+def _formats(check: JsonCheck, value: object) -> dict[str, FormatEntry]:
     formats = {}
     for name, entry in check.mapping(value, "formats").items():
         raw = check.mapping(entry, f"formats entry {name!r:.40}")
@@ -255,7 +212,7 @@ def _formats(check: _Check, value: object) -> dict[str, FormatEntry]:
     return formats
 
 
-def _compression(check: _Check, value: object) -> dict[str, object]:
+def _compression(check: JsonCheck, value: object) -> dict[str, object]:
     account = check.mapping(value, "compression")
     if _is_deeper(account, _MAX_DEPTH):
         raise check.fail(f"compression is nested more than {_MAX_DEPTH} deep")
@@ -275,7 +232,7 @@ def _is_deeper(value: object, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
-def _check_formats(check: _Check, manifest: Manifest, version: int) -> None:
+def _check_formats(check: JsonCheck, manifest: Manifest, version: int) -> None:
     if manifest.formats and version == 1:
         raise check.fail("has formats, which format_version 1 does not know")
     listed = {name for block in manifest.blocks for name in block.tensors}
@@ -289,7 +246,7 @@ def _check_formats(check: _Check, manifest: Manifest, version: int) -> None:
         )
 
 
-def _check_names(check: _Check, manifest: Manifest) -> None:
+def _check_names(check: JsonCheck, manifest: Manifest) -> None:
     names = [block.name for block in manifest.blocks]
     if not names or len(set(names)) != len(names) or not all(names):
         raise check.fail("blocks are missing, have no name or have the same name twice")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import click
 
+from martlet.cli.option_groups import Command, grouped, with_flags
 from martlet.cli.parameter_types import QUANTIZE, QUANTIZES, SIZE, SLOTS, TEXT, Number
 
 __all__ = [
@@ -30,9 +29,6 @@ __all__ = [
     "sampling_options",
     "serving_options",
 ]
-
-Command = Callable[..., None]
-_Options = TypeVar("_Options", "ChatOptions", "LoadOptions", "SamplingOptions", "ServingOptions")
 
 
 class Sampling(Protocol):
@@ -256,50 +252,29 @@ _SAMPLING = (
 
 def device_options(function: Command) -> Command:
     """Add the flags of memory and device; the verb gets ``gpu_memory``, ``ram`` and ``device``."""
-    return _with(function, _DEVICE)
+    return with_flags(function, _DEVICE)
 
 
 def load_options(function: Command) -> Command:
     """Add the flags of loading; the verb gets them as ``loading: LoadOptions``."""
-    return _grouped(function, "loading", LoadOptions, _LOAD)
+    return grouped(function, "loading", LoadOptions, _LOAD)
 
 
 def load_options_of_several(function: Command) -> Command:
     """As ``load_options``; ``loading.quantize`` may be several formats with commas between."""
-    return _grouped(function, "loading", LoadOptions, _LOAD_SEVERAL)
+    return grouped(function, "loading", LoadOptions, _LOAD_SEVERAL)
 
 
 def sampling_options(function: Command) -> Command:
     """Add the flags of generation; the verb gets them as ``sampling: SamplingOptions``."""
-    return _grouped(function, "sampling", SamplingOptions, _SAMPLING)
+    return grouped(function, "sampling", SamplingOptions, _SAMPLING)
 
 
 def chat_options(function: Command) -> Command:
     """Add the flags of a dialogue; the verb gets them as ``chatting: ChatOptions``."""
-    return _grouped(function, "chatting", ChatOptions, _CHAT)
+    return grouped(function, "chatting", ChatOptions, _CHAT)
 
 
 def serving_options(function: Command) -> Command:
     """Add the flags of serving; the verb gets them as ``serving: ServingOptions``."""
-    return _grouped(function, "serving", ServingOptions, _SERVING)
-
-
-def _grouped(
-    function: Command,
-    name: str,
-    group: type[_Options],
-    options: tuple[Callable[[Command], Command], ...],
-) -> Command:
-    @functools.wraps(function)
-    def call(**flags: Any) -> None:
-        values = {field.name: flags.pop(field.name) for field in fields(group)}
-        function(**flags, **{name: group(**values)})
-
-    return _with(call, options)
-
-
-def _with(function: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
-    """The command with these flags, in the order in which its help lists them."""
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return grouped(function, "serving", ServingOptions, _SERVING)
