@@ -17,6 +17,7 @@ import compression_tables
 import kv_cache_tables
 import memory_plot
 import oracle_tables
+import prompt_tables
 import serving_tables
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +119,16 @@ def render_serving(words: dict[str, str]) -> str:
     return serving_tables.render(_rows("serving"), words) or words["none"]
 
 
+def render_prompts(words: dict[str, str]) -> str:
+    """Prompts of a benchmark page, beside a peer's."""
+    return prompt_tables.render_prompts(_rows("h200-prefill"), words) or words["none"]
+
+
+def render_loads(words: dict[str, str]) -> str:
+    """What loading takes, on a benchmark page."""
+    return prompt_tables.render_loads(_rows("load"), words) or words["none"]
+
+
 def render_compression(page: str, words: dict[str, str]) -> str:
     """What formats and methods of compression cost."""
     folder = "../" * (page.count("/") - 1)
@@ -145,6 +156,8 @@ def _texts() -> list[tuple[str, str, str]]:
     texts = [(page, "measurements", render(words)) for page, words in WORDS.items()]
     for page, words in BENCHMARK_WORDS.items():
         texts.append((page, "measurements", render_benchmarks(page, words)))
+        texts.append((page, "prompts", render_prompts(words)))
+        texts.append((page, "loads", render_loads(words)))
         texts.append((page, "serving", render_serving(words)))
     for page, words in COMPRESSION_WORDS.items():
         texts.append((page, "measurements", render_compression(page, words)))

@@ -60,6 +60,7 @@ T5_CONFIG = {
 LLAMA_CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
+    "head_dim": 16,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -67,11 +68,10 @@ LLAMA_CONFIG = {
     "max_position_embeddings": 64,
 }
 # Of today's families those that ask most of a step: norms of heads, windows, norms around halves.
-QWEN3_CONFIG = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 16}
+QWEN3_CONFIG = {**LLAMA_CONFIG, "model_type": "qwen3"}
 GEMMA3_CONFIG = {
     **LLAMA_CONFIG,
     "model_type": "gemma3_text",
-    "head_dim": 16,
     "query_pre_attn_scalar": 20,
     "sliding_window": 5,
     "sliding_window_pattern": 2,

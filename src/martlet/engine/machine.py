@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # The products of a decode step only read, which is faster than copying: fitted on an H200 to steps
-# of CPM-2, EVA, CPM-1 and Llama 8B, together with what a block costs beside (see Bandwidth).
+# of six models, together with what a block costs beside (see Bandwidth).
 _PRODUCT_SHARE = 1.08
 # Kernels that are loaded later, captured graphs, and what the allocator cannot fill: with 48 MiB
 # for it, 85 MiB more than planned were seen.
