@@ -146,7 +146,7 @@ def test_room_for_the_reply_is_kept_from_old_turns_but_not_from_the_last(plain):
         ([], "at least one message"),
         ("hello", "list"),
         ([{"role": "robot", "content": "y"}], "'robot'"),
-        ([{"role": "tool", "content": "y"}], "tools are not supported"),
+        ([{"role": "tool", "content": "y"}], "which no call has that is open"),
         ([{"role": "user"}], "the fields role and content"),
         ([{"role": "user", "content": "x", "name": "y"}], "the field 'name'"),
         ([{"role": "user", "content": "x", "reasoning_content": "y"}], "'reasoning_content'"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from martlet.engine.dialogue import answer_turns
-from martlet.engine.messages import checked_messages
-from martlet.engine.reply import ThoughtSplitter
+from martlet.engine.messages import checked_messages, has_tools
+from martlet.engine.reply import Splitter, ThoughtSplitter, ToolReplySplitter
 from martlet.engine.request import Context, Request, SamplingParams, Suppress
 from martlet.engine.tasks import TaskModel
+from martlet.engine.tool_calls import CallSplitter
+from martlet.engine.tools import ToolUse
 from martlet.errors import ContextLengthError, UsageError
 from martlet.tokenizers.chat_template import ChatPrompt, ChatTemplate
+from martlet.tokenizers.tool_formats import ToolFormat
 
 __all__ = ["ChatOptions", "ChatRequest", "chat"]
 
@@ -27,6 +30,7 @@ class ChatOptions:
             its memory, can hold.
         context_tokens: tokens that there is memory for, the reply included; None = no such limit.
         is_bare: the reply is to be the answer alone, as where it must be JSON.
+        tools: what the model may or must call; None = nothing.
 
     Raises:
         UsageError: a value of another type, or a limit that is no number of tokens.
@@ -36,6 +40,7 @@ class ChatOptions:
     max_input_tokens: int | None = None
     context_tokens: int | None = None
     is_bare: bool = False
+    tools: ToolUse | None = None
 
     def __post_init__(self) -> None:
         limit = self.max_input_tokens
@@ -51,23 +56,51 @@ class ChatOptions:
             )
         if self.is_bare and self.thinking:
             raise UsageError("a format leaves no room for thoughts; leave out thinking, or format")
+        if self.is_bare and self.tools is not None:
+            raise UsageError("a format leaves no room for calls of tools; leave out one of them")
+        if self.must_call and self.thinking:
+            raise UsageError("a reply that must call a tool has no thoughts; leave out thinking")
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the reply is to be the call of a tool and nothing else."""
+        return self.tools is not None and bool(self.tools.forced)
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """The request for a reply, and where the reply begins: see ``ThoughtSplitter``."""
+    """The request for a reply, and where the reply begins: see ``ThoughtSplitter``.
+
+    ``tools`` are those that it may call, and how it does; ``format`` is what it must keep to, which
+    is left to the caller: see ``structured_constraint``.
+    """
 
     request: Request
     begins: Literal["start", "thought", "answer"] = "answer"
+    tools: tuple[ToolUse, ToolFormat] | None = None
 
-    def splitter(self) -> ThoughtSplitter:
-        """Tells the two parts of the reply from each other; one for each text."""
-        return ThoughtSplitter(self.begins)
+    @property
+    def format(self) -> dict[str, Any] | None:
+        """The form of a call that the reply must be; None where it is free."""
+        if self.tools is None or not self.tools[0].forced:
+            return None
+        use, form = self.tools
+        return use.forced_json(form)
+
+    def splitter(self) -> Splitter:
+        """Tells the parts of the reply from each other; one for each text."""
+        thoughts = ThoughtSplitter(self.begins)
+        if self.tools is None:
+            return thoughts
+        use, form = self.tools
+        is_open, names = bool(use.forced), use.names
+        calls = CallSplitter(form, names, is_open=is_open, takes_many=use.takes_many)
+        return ToolReplySplitter(thoughts, calls)
 
 
 def chat(
     model: TaskModel,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     params: SamplingParams,
     options: ChatOptions,
 ) -> ChatRequest:
@@ -82,31 +115,56 @@ def chat(
     """
     model.require("chat")
     if model.template is None:
+        if options.tools is not None:
+            raise _without_tools(model.name, "has no chat template")
         if options.thinking:
             raise UsageError(
                 f"{model.name} has no switch for thinking: models of the family {model.family} "
                 "do not think before they answer; leave thinking out"
             )
         return ChatRequest(answer_turns(model, messages, params, options.max_input_tokens))
+    is_bare = options.is_bare or options.must_call
     thinking = options.thinking
-    if options.is_bare and model.template.has_switch:
+    if is_bare and model.template.has_switch:
         thinking = False
-    asked = _Asked(model, model.template, thinking)
-    prompt = _fitting_prompt(asked, checked_messages(messages), params, options)
-    if options.is_bare and prompt.begins == "thought":
+    checked = checked_messages(messages)
+    form = _tool_format(model.name, model.template) if options.tools or has_tools(checked) else None
+    asked = _Asked(model, model.template, thinking, options)
+    prompt = _fitting_prompt(asked, checked, params)
+    if is_bare and prompt.begins == "thought":
         raise UsageError(
             f"{model.name} always thinks before it answers, which leaves no room for a format; "
             "ask for plain text"
         )
     end_ids = model.end_ids | model.template.end_ids
+    # A call that is forced has its mark before it already.
+    marks = model.template.call_marks if options.tools and not options.must_call else {}
     request = Request(
         context=Context(prompt.token_ids),
         params=params,
-        constraint=Suppress(model.suppressed(allowed=sorted(end_ids))),
+        constraint=Suppress(model.suppressed(allowed=sorted(end_ids | marks.keys()))),
         eos_ids=end_ids,
         prompt_ids=prompt.token_ids,
+        spelled=marks,
     )
-    return ChatRequest(request, prompt.begins)
+    offered = (options.tools, form) if options.tools and form else None
+    return ChatRequest(request, prompt.begins, offered)
+
+
+def _tool_format(name: str, template: ChatTemplate) -> ToolFormat:
+    if not template.takes_tools:
+        raise _without_tools(name, "has a chat template that takes no tools")
+    if template.tool_format is None:
+        raise _without_tools(
+            name,
+            "calls tools in a form that is not known here; those of Hermes and Qwen, of Mistral "
+            "and of Llama 3.1 are",
+        )
+    return template.tool_format
+
+
+def _without_tools(name: str, reason: str) -> UsageError:
+    return UsageError(f"{name} {reason}; leave tools out, or use another model")
 
 
 @dataclass(frozen=True)
@@ -116,18 +174,21 @@ class _Asked:
     model: TaskModel
     template: ChatTemplate
     thinking: bool | None
+    options: ChatOptions
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> ChatPrompt:
-        return self.template.prompt(messages, self.thinking)
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> ChatPrompt:
+        options = self.options
+        tools = options.tools.tools if options.tools else ()
+        return self.template.prompt(messages, self.thinking, tools, is_call=options.must_call)
 
 
 def _fitting_prompt(
     asked: _Asked,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     params: SamplingParams,
-    options: ChatOptions,
 ) -> ChatPrompt:
     """The prompt with as many of the newest turns as fit."""
+    options = asked.options
     limit_tokens = _limit_tokens(asked.model, options)
     prompt = asked.prompt(messages)
     if limit_tokens is None:
@@ -167,7 +228,7 @@ def _limit_tokens(model: TaskModel, options: ChatOptions) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _cuts(messages: Sequence[Mapping[str, str]]) -> tuple[int, list[int]]:
+def _cuts(messages: Sequence[Mapping[str, Any]]) -> tuple[int, list[int]]:
     """(messages of the system at the beginning, places where a dialogue may begin behind them)."""
     heads = next(i for i, message in enumerate(messages) if message["role"] != "system")
     later = [i for i in range(heads + 1, len(messages)) if messages[i]["role"] == "user"]

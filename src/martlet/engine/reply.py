@@ -2,35 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from martlet.engine.generator import Generator
 from martlet.engine.request import Request, Stats
 from martlet.engine.text import TextStream
+from martlet.engine.tool_calls import CallSplitter, ToolCall
 
-__all__ = ["ChatStream", "Reply", "ReplyPart", "ThoughtSplitter"]
+__all__ = [
+    "CallPart",
+    "ChatStream",
+    "Reply",
+    "ReplyPart",
+    "Splitter",
+    "ThoughtSplitter",
+    "ToolReplySplitter",
+]
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ReplyPart(NamedTuple):
-    """A piece of a reply, never empty: of its thoughts, which come first, or of its answer."""
+    """A piece of a reply: of its thoughts, which come first, of its answer, or a call of a tool.
 
-    kind: Literal["thought", "answer"]
+    The text of a call is empty, no other is.
+    """
+
+    kind: Literal["thought", "answer", "call"]
     text: str
 
 
+class CallPart(ReplyPart):
+    """The call of a tool, a part without text."""
+
+    call: ToolCall
+
+    def __new__(cls, call: ToolCall) -> CallPart:
+        """The part for a call."""
+        part = super().__new__(cls, "call", "")
+        part.call = call
+        return part
+
+
 class Reply(str):
-    """The answer of a model; ``thoughts`` is what it wrote before it, "" where it did not think."""
+    """The answer of a model; ``thoughts`` is what it wrote before it, "" where it did not think.
+
+    ``tool_calls`` are the tools that it wants called, in order.
+    """
 
     thoughts: str
+    tool_calls: tuple[ToolCall, ...]
 
-    def __new__(cls, answer: str, thoughts: str = "") -> Reply:
-        """The answer as a string, with the thoughts beside it."""
+    def __new__(cls, answer: str, thoughts: str = "", tool_calls: Sequence[ToolCall] = ()) -> Reply:
+        """The answer as a string, with the thoughts and the calls beside it."""
         reply = super().__new__(cls, answer)
         reply.thoughts = thoughts
+        reply.tool_calls = tuple(tool_calls)
         return reply
+
+
+class Splitter(Protocol):
+    """Tells the parts of one reply from each other, while it comes in pieces."""
+
+    def push(self, text: str) -> list[ReplyPart]:
+        """The parts that can be told now."""
+        ...
+
+    def flush(self) -> list[ReplyPart]:
+        """What was held back, now that no more text comes."""
+        ...
 
 
 class ThoughtSplitter:
@@ -100,22 +141,46 @@ class ThoughtSplitter:
             parts.append(ReplyPart(kind, text))
 
 
+class ToolReplySplitter:
+    """Tells calls of tools from what else an answer says, behind the thoughts."""
+
+    def __init__(self, thoughts: ThoughtSplitter, calls: CallSplitter) -> None:
+        self._thoughts = thoughts
+        self._calls = calls
+
+    def push(self, text: str) -> list[ReplyPart]:
+        """The parts that can be told now."""
+        return self._split(self._thoughts.push(text))
+
+    def flush(self) -> list[ReplyPart]:
+        """What was held back, now that no more text comes."""
+        return [*self._split(self._thoughts.flush()), *map(_part, self._calls.flush())]
+
+    def _split(self, parts: list[ReplyPart]) -> list[ReplyPart]:
+        split: list[ReplyPart] = []
+        for part in parts:
+            split += [part] if part.kind == "thought" else map(_part, self._calls.push(part.text))
+        return split
+
+
 class ChatStream(TextStream):
-    """A reply as it comes: iterating gives pieces of the answer, ``parts`` those of both parts.
+    """A reply as it comes: iterating gives pieces of the answer, ``parts`` those of all parts.
 
     Attributes:
         thoughts: what the model has thought so far; "" for one that does not think.
+        tool_calls: the tools that it wants called, as far as it has come.
     """
 
     def __init__(
         self,
         generator: Generator,
         request: Request,
-        splitter: ThoughtSplitter,
+        splitter: Splitter,
         on_finish: Callable[[Stats], None] = lambda _: None,
     ) -> None:
         super().__init__(generator, request, on_finish)
         self.thoughts = ""
+        self.tool_calls: list[ToolCall] = []
         self._parts = self._split(splitter)
 
     def __next__(self) -> str:
@@ -125,14 +190,19 @@ class ChatStream(TextStream):
         """The pieces with what they are; those that have been taken do not come again."""
         return self._parts
 
-    def _split(self, splitter: ThoughtSplitter) -> Iterator[ReplyPart]:
+    def _split(self, splitter: Splitter) -> Iterator[ReplyPart]:
         for text in self._pieces:
             yield from self._noted(splitter.push(text))
         yield from self._noted(splitter.flush())
 
     def _noted(self, parts: list[ReplyPart]) -> list[ReplyPart]:
         self.thoughts += "".join(part.text for part in parts if part.kind == "thought")
+        self.tool_calls += [part.call for part in parts if isinstance(part, CallPart)]
         return parts
+
+
+def _part(told: str | ToolCall) -> ReplyPart:
+    return ReplyPart("answer", told) if isinstance(told, str) else CallPart(told)
 
 
 def _num_held(text: str) -> int:

@@ -206,6 +206,7 @@ class Request:
     window: None ends the text where the model has no more positions.
     cancel: once set, the text ends before the next token.
     top_logprobs: how many of the most probable tokens are told beside each token.
+    spelled: control tokens that the text shows all the same, and how they are written.
     """
 
     context: Context
@@ -216,6 +217,7 @@ class Request:
     window: Window | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
     top_logprobs: int = 0
+    spelled: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

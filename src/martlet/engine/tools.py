@@ -70,7 +70,7 @@ class ToolUse:
                     "additionalProperties": False,
                 }
             )
-        call = {"anyOf": calls}
+        call: dict[str, Any] = {"anyOf": calls}
         if format.is_list:
             most = {} if self.takes_many else {"maxItems": 1}
             call = {"type": "array", "items": call, "minItems": 1, **most}

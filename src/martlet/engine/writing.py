@@ -61,7 +61,7 @@ class Writing:
         if token_id in request.eos_ids:
             self.reason = "eos"
             return None
-        text = self._stop.push(self._detokenizer.push(token_id))
+        text = self._stop.push(self._text_of(token_id))
         if self._stop.stopped:
             self.reason = "stop"
         elif self.left_tokens <= 0:
@@ -95,6 +95,12 @@ class Writing:
             seed=self.sampler.seed,
         )
         return Finished(text, stats)
+
+    def _text_of(self, token_id: int) -> str:
+        spelled = self.request.spelled.get(token_id)
+        if spelled is None:
+            return self._detokenizer.push(token_id)
+        return self._detokenizer.flush() + spelled  # no character goes on behind it
 
     def _tail(self) -> str:
         """Text held back by the detokenizer and by stop strings that did not come true."""

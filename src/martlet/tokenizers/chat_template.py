@@ -11,6 +11,7 @@ from martlet.errors import UsageError
 from martlet.tokenizers.control_names import TemplateNames
 from martlet.tokenizers.template_process import TemplateFacts, TemplateProcess
 from martlet.tokenizers.tokenizer import SpecialTokens
+from martlet.tokenizers.tool_formats import ToolFormat, tool_format
 from martlet.tokenizers.vocabulary import well_formed
 
 __all__ = ["ChatPrompt", "ChatTemplate", "TemplateTokenizer"]
@@ -19,6 +20,12 @@ _OPEN, _CLOSE = "<think>", "</think>"
 # What templates call their switch.
 _SWITCHES = ("enable_thinking", "thinking")
 _SAID = "martletanswer"
+# Words of tools that templates look for, or compare with, and that spell nothing by themselves.
+_TOOL_WORDS = frozenset(
+    {"id", "type", "function", "name", "description", "parameters", "arguments", "properties"}
+    | {"required", "items", "enum", "anyOf", "default", "additionalProperties", "$defs", "$ref"}
+    | {"string", "integer", "number", "boolean", "object", "array", "null"}
+)
 
 
 class TemplateTokenizer(Protocol):
@@ -106,23 +113,67 @@ class ChatTemplate:
             return False
 
     def prompt(
-        self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        is_call: bool = False,
     ) -> ChatPrompt:
         """What asks for the reply to some messages.
 
         Args:
             messages: each with a role and content; those of the assistant may have
-                ``reasoning_content``, of which the template takes what it wants.
+                ``reasoning_content``, of which the template takes what it wants, and
+                ``tool_calls``, those of a tool ``name`` and ``tool_call_id``.
             thinking: whether the model shall think first; None = as the template does. False
                 asks nothing of a model that never thinks.
+            tools: what the model may call, in OpenAI's words; needs a ``tool_format``.
+            is_call: the reply shall be a call: the prompt ends with the mark that opens one.
 
         Raises:
             UsageError: the template refuses the messages, or has no switch for thinking.
             ModelFileError: the template cannot be used.
         """
-        text = self._render(messages, thinking, add_generation_prompt=True)
-        token_ids = self._tokenizer.encode_spelled(text, self._names)
-        return ChatPrompt(tuple(token_ids), self._beginning(text))
+        text = self._render(messages, thinking, tools, add_generation_prompt=True)
+        begins = self._beginning(text)
+        if is_call:
+            assert self.tool_format is not None
+            text += self.tool_format.opening + self.tool_format.lead
+        return ChatPrompt(tuple(self._tokenizer.encode_spelled(text, self._names)), begins)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model calls tools; None where the template takes none, or in an unknown form.
+
+        Raises:
+            ModelFileError: the template cannot be used.
+        """
+        return tool_format(self._facts.literals) if self.takes_tools else None
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template looks for tools, in whatever form.
+
+        Raises:
+            ModelFileError: the template cannot be used.
+        """
+        return "tools" in self._facts.variables
+
+    @cached_property
+    def call_marks(self) -> dict[int, str]:
+        """Control tokens that stand around calls, which is where their names are told as text.
+
+        Raises:
+            ModelFileError: the template cannot be used.
+        """
+        form, control = self.tool_format, self._tokenizer.special.control_ids()
+        marks: dict[int, str] = {}
+        for mark in () if form is None else (form.opening, form.closing):
+            token_ids = self._tokenizer.encode_spelled(mark, self._names)
+            if len(token_ids) == 1 and token_ids[0] in control:
+                marks[token_ids[0]] = mark
+        return marks
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -173,15 +224,16 @@ class ChatTemplate:
 
     def _render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         thinking: bool | None,
+        tools: Sequence[Mapping[str, Any]] = (),
         *,
         add_generation_prompt: bool,
     ) -> str:
         variables: dict[str, Any] = {
             **self._special_tokens,
             "messages": [self._quoted(message) for message in messages],
-            "tools": None,
+            "tools": [self._quoted_tool(tool) for tool in tools] or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -194,10 +246,25 @@ class ChatTemplate:
             )
         return self._process.render(variables)
 
-    def _quoted(self, message: Mapping[str, str]) -> dict[str, str]:
+    def _quoted(self, message: Mapping[str, Any]) -> dict[str, Any]:
         # An assistant's text may hold its thoughts, which the template looks for.
         keep = (_OPEN, _CLOSE) if message["role"] == "assistant" else ()
-        return {
-            field: value if field == "role" else self._names.quoted(well_formed(value), keep)
-            for field, value in message.items()
-        }
+        quoted: dict[str, Any] = {}
+        for field, value in message.items():
+            if field == "tool_calls":
+                quoted[field] = [{**self._quoted_tool(call), "id": call["id"]} for call in value]
+            elif field in ("role", "tool_call_id"):  # ids are letters that templates count
+                quoted[field] = value
+            else:
+                quoted[field] = self._names.quoted(well_formed(value), keep)
+        return quoted
+
+    def _quoted_tool(self, value: Any) -> Any:
+        """The same JSON with all strings marked, but for words that templates look for."""
+        if isinstance(value, str):
+            return value if value in _TOOL_WORDS else self._names.quoted(well_formed(value))
+        if isinstance(value, list):
+            return [self._quoted_tool(inner) for inner in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {self._quoted_tool(key): self._quoted_tool(inner) for key, inner in value.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,7 @@ CPU_SECONDS = 1.0
 MAX_OUTPUT_CHARACTERS = 1 << 24
 
 _LONGEST_MESSAGE = 300
+_NOT_ASCII = re.compile("[^\\x00-\\x7f\\ufdd0]")
 
 
 def make_environment() -> Any:
@@ -94,13 +96,11 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as it is; Jinja's own filter writes < and > in a form for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    text = json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    # The mark of what is quoted (control_names.py) is looked for behind, so it stays as it is.
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text
 
 
 class _TooLongError(Exception):

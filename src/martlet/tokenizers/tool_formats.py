@@ -19,7 +19,7 @@ class ToolFormat:
         closing: stands behind one; "" where nothing does.
         arguments: the key of the arguments, beside "name".
         is_list: the marks hold a list of all calls, not each call for itself.
-        lead: white space between the opening mark and the JSON.
+        lead: what the model writes between the opening mark and the JSON, tokens of its own.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ToolFormat:
 
 TOOL_FORMATS = {
     "hermes": ToolFormat("hermes", "<tool_call>", "</tool_call>", "arguments", False, "\n"),
-    "mistral": ToolFormat("mistral", "[TOOL_CALLS]", "", "arguments", True, " "),
+    "mistral": ToolFormat("mistral", "[TOOL_CALLS]", "", "arguments", True, ""),
     "llama": ToolFormat("llama", "", "", "parameters", False, ""),
 }
 """By name: that of Hermes and Qwen, of Mistral until 2024, of Llama 3.1 and later."""
