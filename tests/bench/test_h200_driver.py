@@ -32,7 +32,8 @@ def test_rows_of_the_same_measurement_are_replaced_and_others_kept(shape, tmp_pa
     out = tmp_path / "rows.json"
     old = {
         "shape": str(shape), "quantize": "int8", "protocol": "prefill512", "batch": 1,
-        "gpu_memory_budget_bytes": None, "peer": None, "decode_tokens_per_second": -1,
+        "gpu_memory_budget_bytes": None, "peer": None, "prompt_tokens": 4,
+        "decode_tokens_per_second": -1,
     }  # fmt: skip
     out.write_text(json.dumps([old, {**old, "batch": 8}]), encoding="utf-8")
     done = drive(shape, out, "--budgets", "none")
