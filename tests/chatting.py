@@ -23,12 +23,14 @@ _WIDTH = 256
 def write_chatting_model(make_model, folder: Path, *, template=QWEN3, reply=REPLY, **options):
     """A Llama of one layer that does nothing, so that its head alone decides what follows.
 
-    ``options`` are ``generation`` and ``config`` of the model, and settings of the tokenizer.
+    ``options`` are ``generation`` and ``config`` of the model, ``special`` and ``visible`` tokens
+    beside the usual ones, and settings of the tokenizer.
     """
     generation, config = options.pop("generation", {}), options.pop("config", {})
+    special, visible = options.pop("special", []), options.pop("visible", [])
     settings = {"eos_token": "<|im_end|>", "chat_template": template, **options}
-    visible = THINK if template == QWEN3 else []
-    write_folder(folder, byte_level(IM, visible), **settings)
+    visible = [*visible, *(THINK if template == QWEN3 else [])]
+    write_folder(folder, byte_level([*IM, *special], visible), **settings)
     tokenizer = HuggingFaceTokenizer.from_json(folder / "tokenizer.json")
     chain = _ids(tokenizer, ["\n", *reply])
     assert len(set(chain)) == len(chain), "a token leads to one other"

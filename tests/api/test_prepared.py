@@ -102,5 +102,5 @@ def test_a_text_without_blanks_is_blank_0(cpm1):
     prepared = cpm1.prepare("write", OPENING, max_tokens=5, seed=4)
     events = list(cpm1.generator.generate(prepared.request))
     pieces = [piece for event in events for piece in prepared.take(event)]
-    assert pieces == [(event.text, 0, False) for event in events if event.text]
+    assert pieces == [(event.text, 0, False, None) for event in events if event.text]
     assert prepared.fill is None

@@ -16,6 +16,7 @@ from martlet.engine.reply import ChatStream, Reply
 from martlet.engine.request import Request, SamplingParams, Stats
 from martlet.engine.tasks import DEFAULT_TOKENS_PER_BLANK, TaskModel
 from martlet.engine.text import TextStream
+from martlet.engine.tools import ToolUse, tool_use
 from martlet.engine.write import write
 from martlet.memory.plan import Plan
 from martlet.models.family import Task
@@ -107,29 +108,32 @@ class Model(Reader):
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply: ...
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         stream: Literal[True],
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> ChatStream: ...
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         stream: bool = False,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         max_input_tokens: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply | ChatStream:
@@ -140,16 +144,18 @@ class Model(Reader):
         to read). A model that thinks first gives its thoughts apart: the string that comes back
         is the answer, its ``thoughts`` the rest; ``thinking`` turns that on or off where the
         model has a switch for it. With ``stream=True`` an iterator of pieces of the answer, whose
-        ``parts()`` gives the pieces of both, marked.
+        ``parts()`` gives the pieces of both, marked. ``tools`` are functions that the model may
+        call, in OpenAI's words; what it wants called is in ``tool_calls`` of what comes back.
 
         Raises:
-            UsageError: the messages are malformed, or the model cannot chat.
+            UsageError: messages or tools are malformed, or the model cannot chat, or call tools.
             ContextLengthError: the last message alone is too long.
         """
         params = self._sampling.params("chat", options, self._reply_room())
-        asked = chat(self._model, messages, params, ChatOptions(thinking, max_input_tokens))
+        asked_for = ChatOptions(thinking, max_input_tokens, tools=tool_use(tools))
+        asked = chat(self._model, messages, params, asked_for)
         reply = ChatStream(self._model.generator, asked.request, asked.splitter(), self._keep_stats)
-        return reply if stream else Reply("".join(reply), reply.thoughts)
+        return reply if stream else Reply("".join(reply), reply.thoughts, reply.tool_calls)
 
     @overload
     def generate(
@@ -209,6 +215,7 @@ class Model(Reader):
         top_logprobs: int | None = None,
         format: Mapping[str, Any] | None = None,
         thinking: bool | None = None,
+        tools: ToolUse | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Prepared:
         """A text to be written in a batch: the request, and what its events mean.
@@ -220,6 +227,7 @@ class Model(Reader):
             top_logprobs: how many of the most probable tokens to tell beside each token.
             format: {"type": "json_object"}, or {"type": "json_schema", "schema": {...}}.
             thinking: as for ``chat``.
+            tools: what a chat may or must call; see ``engine.tools.tool_use``.
             options: sampling keywords.
 
         Raises:
@@ -232,7 +240,7 @@ class Model(Reader):
             room = {"max_tokens": DEFAULT_TOKENS_PER_BLANK * max(1, count_blanks(payload))}
         params = self._sampling.params(task_of(kind, self.family), options, room)
         limit_tokens = self.batch_limits.slot_tokens
-        asked = ChatOptions(thinking, None, limit_tokens, is_bare=format is not None)
+        asked = ChatOptions(thinking, None, limit_tokens, format is not None, tools)
         prepared = prepare(self._model, kind, payload, params, limit_tokens, asked)
         return with_extras(self._model, prepared, top_logprobs, format)
 

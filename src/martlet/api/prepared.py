@@ -10,9 +10,10 @@ from martlet.engine.blank_marks import split_at_blanks
 from martlet.engine.chat import ChatOptions, chat
 from martlet.engine.dialogue import answer_turns
 from martlet.engine.fill_request import Fill, FillRequest
-from martlet.engine.reply import ThoughtSplitter
+from martlet.engine.reply import CallPart, Splitter
 from martlet.engine.request import Finished, Request, SamplingParams, TokenEvent
 from martlet.engine.tasks import TaskModel
+from martlet.engine.tool_calls import ToolCall
 from martlet.engine.write import complete, write
 from martlet.errors import UsageError
 
@@ -35,12 +36,13 @@ MAX_TOP_LOGPROBS = 20
 class TextPiece(NamedTuple):
     """Some text, and where it belongs: to which blank, or to the thoughts before an answer.
 
-    What has no blanks is written as blank 0.
+    What has no blanks is written as blank 0. In place of text there may be the call of a tool.
     """
 
     text: str
     blank: int = 0
     is_thought: bool = False
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Prepared:
 
     request: Request
     filling: FillRequest | None = None
-    splitter: ThoughtSplitter | None = None
+    splitter: Splitter | None = None
 
     def take(self, event: TokenEvent | Finished) -> list[TextPiece]:
-        """The pieces of text that an event adds, none empty."""
+        """The pieces of text that an event adds, none empty, and the calls of tools."""
         if self.filling is not None:
             return [TextPiece(text, blank) for blank, text in self.filling.take(event)]
         if self.splitter is None:
@@ -63,7 +65,12 @@ class Prepared:
         parts = self.splitter.push(event.text)
         if isinstance(event, Finished):
             parts += self.splitter.flush()
-        return [TextPiece(part.text, is_thought=part.kind == "thought") for part in parts]
+        return [
+            TextPiece("", call=part.call)
+            if isinstance(part, CallPart)
+            else TextPiece(part.text, is_thought=part.kind == "thought")
+            for part in parts
+        ]
 
     @property
     def fill(self) -> Fill | None:
@@ -98,7 +105,8 @@ def prepare(
     match kind:
         case "chat":
             asked = chat(model, payload, params, chat_options)
-            return Prepared(asked.request, splitter=asked.splitter())
+            prepared = Prepared(asked.request, splitter=asked.splitter())
+            return _held_to(model, prepared, asked.format)
         case "complete":
             return Prepared(_completion(model, payload, params))
         case "write":
@@ -129,19 +137,22 @@ def with_extras(
             f"{MAX_TOP_LOGPROBS}"
         )
     request = replace(prepared.request, top_logprobs=num_top)
+    return _held_to(model, replace(prepared, request=request), format)
+
+
+def _held_to(model: TaskModel, prepared: Prepared, format: Mapping[str, Any] | None) -> Prepared:
+    """The same with a text that keeps to a format, where there is one."""
     if format is None:
-        return replace(prepared, request=request)
+        return prepared
     if prepared.filling is not None:
         raise UsageError("blanks have a form of their own; leave the format out, or ask for text")
     # Needs a package that is not always there.
     from martlet.engine.structured import structured_constraint
 
-    mask = request.constraint.suppressed()
+    mask = prepared.request.constraint.suppressed()
     assert mask is not None, "every task suppresses its control tokens"
-    return replace(
-        prepared,
-        request=replace(request, constraint=structured_constraint(model, format, mask)),
-    )
+    constraint = structured_constraint(model, format, mask)
+    return replace(prepared, request=replace(prepared.request, constraint=constraint))
 
 
 def _completion(model: TaskModel, prompt: Any, params: SamplingParams) -> Request:

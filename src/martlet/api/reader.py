@@ -54,7 +54,7 @@ class Reader:
 
     @property
     def chat_controls(self) -> tuple[ChatControl, ...]:
-        """What ``chat`` takes beside turns: "system" messages, and a switch for "thinking".
+        """What ``chat`` takes beside turns: "system" messages, a switch for "thinking", "tools".
 
         Raises:
             ModelFileError: its chat template cannot be used.

@@ -210,8 +210,9 @@ def _fitting_prompt(
         return fitting
     # Only the last turn is left, which may take the room of the reply as well.
     if len(prompt.token_ids) > limit_tokens:
+        what = "the last message and the tools have" if options.tools else "the last message has"
         raise ContextLengthError(
-            f"the last message has {len(prompt.token_ids):,} tokens in the model's chat template, "
+            f"{what} {len(prompt.token_ids):,} tokens in the model's chat template, "
             f"and {asked.model.name} reads at most {limit_tokens:,}; use a shorter message"
         )
     return prompt

@@ -23,8 +23,8 @@ __all__ = [
     "TaskModel",
 ]
 
-ChatControl = Literal["system", "thinking"]
-"""What a chat may be told beside its turns: a system message, whether to think first."""
+ChatControl = Literal["system", "thinking", "tools"]
+"""What a chat may be told beside its turns: a system message, whether to think first, tools."""
 
 DEFAULT_MAX_INPUT_TOKENS: dict[str, int] = {"cpm2": 512, "eva": 128}
 """What the encoders of these families read at most where the model folder says nothing: the length
@@ -105,6 +105,7 @@ class TaskModel:
         held: dict[ChatControl, bool] = {
             "system": self.template.takes_system,
             "thinking": self.template.has_switch,
+            "tools": self.template.tool_format is not None,
         }
         return tuple(name for name, is_held in held.items() if is_held)
 
