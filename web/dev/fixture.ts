@@ -3,7 +3,7 @@ import type { Plugin } from "vite";
 
 /**
  * Answers of the HTTP interface for work on the pages without a server. Development only: the built app has
- * nothing of it. The model "cpm2" is a plan of an 11B model on a 6 GiB card, "cpm2-mini" one on the CPU.
+ * nothing of it. The model "cpm2" is a plan of an 11B model on a 6 GiB card, "cpm2-mini" one on the CPU; the one with a long name thinks.
  */
 export function fixtureServer(): Plugin {
   return {
@@ -27,19 +27,24 @@ interface Body {
   alternatives?: number;
   n?: number;
   max_tokens?: number;
+  chat_template_kwargs?: { enable_thinking?: boolean };
 }
 
 const ANSWERS = "却说众人听了无不称奇便一齐上前拜见老爷笑道你等且起来说话只见那人身长八尺面如冠玉";
 const running = { count: 0 };
 const MIB = 1 << 20;
+const THINKER = "DeepSeek-R1-0528-Qwen3-8B:DeepSeek-R1-0528-Qwen3-8B-Q4_K_M.gguf";
 
 const ROUTES: Record<string, Route> = {
   "/api/status": (_, response) => json(response, status()),
   "/api/plan": (_, response) =>
-    json(response, { models: { cpm2: gpuPlan(), "cpm2-mini": cpuPlan(), "cpm1-mini": cpuPlan(), "eva-mini": cpuPlan() } }),
+    json(response, { models: { cpm2: gpuPlan(), "cpm2-mini": cpuPlan(), "cpm1-mini": cpuPlan(), "eva-mini": cpuPlan(), [THINKER]: gpuPlan() } }),
   "/v1/fill": fill,
   "/v1/chat/completions": (request, response) =>
-    stream(request, response, 1, (_, text) => ({ choices: [{ index: 0, delta: { content: text }, finish_reason: null }] })),
+    stream(request, response, 1, (_, text, at, body) => {
+      const isThought = body.model === THINKER && at < 30 && body.chat_template_kwargs?.enable_thinking !== false;
+      return { choices: [{ index: 0, delta: { [isThought ? "reasoning_content" : "content"]: text }, finish_reason: null }] };
+    }),
   "/v1/completions": (request, response) =>
     stream(request, response, 3, (index, text) => ({ choices: [{ index, text, finish_reason: null }] })),
 };
@@ -68,14 +73,14 @@ async function stream(
   request: IncomingMessage,
   response: ServerResponse,
   num: number,
-  chunk: (index: number, text: string) => object,
+  chunk: (index: number, text: string, at: number, body: Body) => object,
 ): Promise<void> {
   const body = await bodyOf(request);
   const write = await open(response);
   const length = Math.min(body.max_tokens ?? 40, 90);
   running.count += num;
   for (let at = 0; at < length && !response.destroyed; at++) {
-    for (let index = 0; index < num; index++) write(chunk(index, ANSWERS[(at * (index + 3)) % ANSWERS.length]!));
+    for (let index = 0; index < num; index++) write(chunk(index, ANSWERS[(at * (index + 3)) % ANSWERS.length]!, at, body));
     await wait(40);
   }
   running.count -= num;
@@ -114,8 +119,10 @@ function status(): object {
     name,
     state: "ready",
     failure: null,
-    family: name.split("-")[0],
+    family: name === THINKER ? "qwen3" : name.split("-")[0],
     tasks,
+    thinks: name === THINKER,
+    chat_controls: name === THINKER ? ["system", "thinking"] : [],
     num_slots: 8,
     num_running: Math.min(8, running.count),
     num_waiting: Math.max(0, running.count - 8),
@@ -127,6 +134,8 @@ function status(): object {
     output_tokens_total: 1234,
     rss_bytes: 400 * MIB,
     gpu_bytes: device === "cuda" ? 5900 * MIB : null,
+    num_weights: device === "cuda" ? 8.2e9 : 24e6,
+    weight_type: name === THINKER ? "int4" : "int8",
     weight_bytes: device === "cuda" ? 11_000 * MIB : 24 * MIB,
     load_seconds: 1.3,
     num_restarts: 0,
@@ -147,6 +156,7 @@ function status(): object {
       model("cpm2-mini", ["fill", "write"], "cpu"),
       model("cpm1-mini", ["write"], "cpu"),
       model("eva-mini", ["chat"], "cpu"),
+      model(THINKER, ["chat", "write"], "cuda"),
     ],
   };
 }

@@ -4,7 +4,8 @@ import type { GpuStatus, HostStatus, ModelStatus, Placement, Plan } from "../src
 import { linePoints, roundTop } from "../src/machine/chart";
 import { bytesByTier, phasesOf, rowsOf } from "../src/machine/layers";
 import { gpuGauge, ramGauge } from "../src/machine/memory";
-import { formatBytes, formatProbability, formatRate, formatSeconds } from "../src/text/format";
+import { formatBytes, formatCount, formatProbability, formatRate, formatSeconds } from "../src/text/format";
+import { familyName, nameParts } from "../src/text/names";
 
 const part = (block: string, nbytes: number, tier: Placement["tier"], computed_on: string | null): Placement => ({
   block,
@@ -119,6 +120,7 @@ describe("numbers for people", () => {
       "1.5 MiB",
       "5.0 GiB",
     ]);
+    expect([24_100_000, 8_190_000_000, null].map(formatCount)).toEqual(["24.1M", "8.2B", "–"]);
     expect([0.0123, 1.25, 75, 150, 7300].map(formatSeconds)).toEqual(["12 ms", "1.3 s", "75.0 s", "2 min 30 s", "2 h 1 min"]);
     expect([2.345, 123.4, null].map(formatRate)).toEqual(["2.3", "123", "–"]);
     expect([0.412, 0.0412, 0.0004, 0.00000001, 0, null].map(formatProbability)).toEqual([
@@ -127,6 +129,28 @@ describe("numbers for people", () => {
       "0.04 %",
       "< 0.01 %",
       "0 %",
+      "–",
+    ]);
+  });
+});
+
+describe("the name of a model", () => {
+  it.each([
+    ["Qwen/Qwen3-8B", ["Qwen/", "Qwen3-", "8B"]],
+    ["Qwen3-8B:Qwen3-8B-Q4_K_M.gguf", ["Qwen3-", "8B:", "Qwen3-", "8B-", "Q4_", "K_", "M.gguf"]],
+    ["cpm2-mini", ["cpm2-", "mini"]],
+    ["-a--b/", ["-", "a--", "b/"]],
+    ["", []],
+  ])("%s may break behind its marks", (name, parts) => {
+    expect(nameParts(name)).toEqual(parts);
+    expect(nameParts(name).join("")).toBe(name);
+  });
+
+  it("is that of its makers for a family, where that is known", () => {
+    expect(["gpt_neox", "qwen3", "one_of_tomorrow", null].map(familyName)).toEqual([
+      "GPT-NeoX",
+      "Qwen3",
+      "one_of_tomorrow",
       "–",
     ]);
   });

@@ -23,6 +23,13 @@ describe("the conversation", () => {
     expect(loadTurns()).toEqual(turns);
   });
 
+  it("is kept without thoughts, and without an answer that is nothing else", () => {
+    const asked = turn("user", "6 * 7?");
+    const thoughts = "hm";
+    saveTurns([asked, { ...turn("assistant", "42"), thoughts }, asked, { ...turn("assistant", ""), thoughts }]);
+    expect(loadTurns()).toEqual([asked, turn("assistant", "42"), asked]);
+  });
+
   it("is empty where something else was kept", () => {
     kept.set("martlet.chat", "{not json");
     expect(loadTurns()).toEqual([]);
@@ -47,12 +54,14 @@ describe("sampling settings", () => {
 
   it("send nothing that the model may decide", () => {
     expect(samplingFields(defaults)).toEqual({ max_tokens: 64 });
+    expect(samplingFields(defaultSampling("chat"))).toEqual({});
     expect(samplingFields({ ...defaults, temperature: 0, seed: 7 })).toEqual({ temperature: 0, max_tokens: 64, seed: 7 });
   });
 
   it("are kept within their range", () => {
     expect(checkedValue("temperature", 9)).toBe(2);
     expect(checkedValue("top_k", 4.6)).toBe(5);
+    expect(checkedValue("max_tokens", 20_000)).toBe(20_000);
     expect(checkedValue("top_p", Number.NaN)).toBeNull();
     expect(checkedValue("seed", "7")).toBeNull();
   });

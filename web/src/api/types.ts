@@ -3,6 +3,8 @@
 export type Task = "fill" | "chat" | "write";
 export type ModelState = "loading" | "ready" | "restarting" | "failed";
 export type Tier = "gpu" | "ram" | "disk";
+/** What a chat may be told beside its turns. */
+export type ChatControl = "system" | "thinking";
 export type Phase = "encode" | "prefill" | "decode";
 
 export interface ModelStatus {
@@ -11,6 +13,8 @@ export interface ModelStatus {
   failure: string | null;
   family: string | null;
   tasks: Task[] | null;
+  thinks: boolean | null;
+  chat_controls: ChatControl[] | null;
   num_slots: number | null;
   num_running: number;
   num_waiting: number;
@@ -22,6 +26,8 @@ export interface ModelStatus {
   output_tokens_total: number | null;
   rss_bytes: number | null;
   gpu_bytes: number | null;
+  num_weights: number | null;
+  weight_type: string | null;
   weight_bytes: number | null;
   load_seconds: number | null;
   num_restarts: number;
@@ -92,8 +98,14 @@ export interface ChatMessage {
   content: string;
 }
 
+export interface ChatDelta {
+  content?: string | null;
+  /** What the model thinks before it answers. */
+  reasoning_content?: string | null;
+}
+
 export interface ChatChunk {
-  choices: { index: number; delta: { content?: string | null }; finish_reason: string | null }[];
+  choices: { index: number; delta: ChatDelta; finish_reason: string | null }[];
   usage?: Usage | null;
   timings?: Timings | null;
 }

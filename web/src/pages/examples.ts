@@ -20,12 +20,23 @@ export const FILL_EXAMPLES: readonly Example[] = [
   { name: { en: "Night", zh: "月夜" }, text: "是夜月明如昼，__独自在园中__，忽见__从墙外跳将进来。" },
 ];
 
-export const CHAT_EXAMPLES: readonly string[] = [
+/** EVA talks as people do in novels. */
+export const EVA_EXAMPLES: readonly string[] = [
   "你这汉子是谁？",
   "你要往哪里去？",
   "今日天气甚好，我们出去走走如何？",
   "小姐为何啼哭？",
 ];
+
+export const CHAT_EXAMPLES: Record<"en" | "zh", readonly string[]> = {
+  en: [
+    "What is 17 * 23?",
+    "Explain in three sentences why the sky is blue.",
+    "Write a haiku about a swallow.",
+    "What should I look at first in an old house?",
+  ],
+  zh: ["17 乘 23 等于多少？", "用三句话说明天空为什么是蓝的。", "写一首关于燕子的五言绝句。", "看老房子，先看哪里？"],
+};
 
 export const STORY_EXAMPLES: readonly Example[] = [
   { name: { en: "Wine", zh: "饮酒" }, text: "众人正在饮酒，忽听得" },

@@ -3,6 +3,8 @@ import { readStored, writeStored } from "./storage";
 export interface Turn {
   role: "user" | "assistant";
   content: string;
+  /** What the model thought before its answer; gone with the page, and never sent. */
+  thoughts?: string;
   /** The answer was stopped, or broke off, before its end. */
   isPartial?: boolean;
 }
@@ -11,7 +13,7 @@ const NAME = "chat";
 /** Well below what browsers keep for a site (about five million characters). */
 const MAX_CHARACTERS = 1_000_000;
 
-/** The turns of a stored value; what is no turn is left out. */
+/** The turns of a value, without thoughts; what is no turn is left out. */
 export function turnsOf(value: unknown): Turn[] {
   if (!Array.isArray(value)) return [];
   return value.flatMap((item: unknown): Turn[] => {
@@ -39,6 +41,8 @@ export function loadTurns(): Turn[] {
   return turnsOf(readStored(NAME));
 }
 
+/** Whether they could be kept. An answer of which nothing was written yet is none. */
 export function saveTurns(turns: readonly Turn[]): boolean {
-  return writeStored(NAME, latestTurns(turns));
+  const kept = turnsOf(turns).filter(({ content }) => content !== "");
+  return writeStored(NAME, latestTurns(kept));
 }

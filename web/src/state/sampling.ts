@@ -25,16 +25,20 @@ export const RANGES: Record<SamplingField, Range> = {
   temperature: { min: 0, max: 2, step: 0.05 },
   top_p: { min: 0.05, max: 1, step: 0.05 },
   top_k: { min: 0, max: 200, step: 1 },
-  max_tokens: { min: 1, max: 1024, step: 1 },
+  max_tokens: { min: 1, max: 32768, step: 1 },
   seed: { min: 0, max: 2 ** 31 - 1, step: 1 },
   repetition_penalty: { min: 1, max: 2, step: 0.05 },
   presence_penalty: { min: -2, max: 2, step: 0.1 },
 };
 
+/** Where a slider ends before its range does: most answers are short, and thoughts may be long. */
+export const SLIDER_ENDS: Partial<Record<SamplingField, number>> = { max_tokens: 1024 };
+
 /** A field that is null is left to the model, which knows what suits it. */
 export type Sampling = Record<SamplingField, number | null>;
 
-const LENGTHS: Record<Task, number> = { fill: 64, chat: 256, write: 80 };
+/** A chat ends where the model ends it: what one that thinks first needs, nobody can tell beforehand. */
+const LENGTHS: Record<Task, number | null> = { fill: 64, chat: null, write: 80 };
 
 export function defaultSampling(task: Task): Sampling {
   return {

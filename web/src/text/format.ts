@@ -27,6 +27,12 @@ export function formatRate(perSecond: number | null | undefined): string {
   return perSecond >= 100 ? perSecond.toFixed(0) : perSecond.toFixed(1);
 }
 
+/** A number of weights as it is spoken of: "24.1M", "8.2B". */
+export function formatCount(count: number | null | undefined): string {
+  if (count === null || count === undefined) return "–";
+  return count < 1e9 ? `${(count / 1e6).toFixed(1)}M` : `${(count / 1e9).toFixed(1)}B`;
+}
+
 /** A probability in per cent; small ones keep one figure, and nothing that is possible is shown as 0. */
 export function formatProbability(probability: number | null | undefined): string {
   if (probability === null || probability === undefined) return "–";
