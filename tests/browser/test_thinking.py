@@ -105,6 +105,8 @@ def test_what_the_system_says_comes_first_where_the_model_takes_it(chat):
     assert [m["role"] for m in ask(chat)["messages"]] == ["user", "assistant", "user"]
     wait_for_answer(chat)
     expect(chat.get_by_test_id("error")).to_have_count(0)
+    expect(chat.get_by_test_id("turn-assistant").first).to_contain_text("tiny-llama")
+    expect(answer(chat)).to_contain_text("eva-mini")
 
 
 def test_an_answer_may_be_stopped_among_its_thoughts_and_asked_for_again(chat):

@@ -18,7 +18,7 @@ const turn = (role: Turn["role"], content: string): Turn => ({ role, content });
 
 describe("the conversation", () => {
   it("comes back as it was kept", () => {
-    const turns: Turn[] = [turn("user", "你好"), { ...turn("assistant", "<b>好</b>"), isPartial: true }];
+    const turns: Turn[] = [turn("user", "你好"), { ...turn("assistant", "<b>好</b>"), model: "m", isPartial: true }];
     expect(saveTurns(turns)).toBe(true);
     expect(loadTurns()).toEqual(turns);
   });
@@ -35,6 +35,7 @@ describe("the conversation", () => {
     expect(loadTurns()).toEqual([]);
     expect(turnsOf({ role: "user" })).toEqual([]);
     expect(turnsOf([null, 3, { role: "system", content: "x" }, { role: "user", content: 3 }])).toEqual([]);
+    expect(turnsOf([{ ...turn("assistant", "好"), model: 3 }])).toEqual([turn("assistant", "好")]);
   });
 
   it("says when it could not be kept", () => {

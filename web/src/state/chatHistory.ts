@@ -3,6 +3,8 @@ import { readStored, writeStored } from "./storage";
 export interface Turn {
   role: "user" | "assistant";
   content: string;
+  /** The model that answered. */
+  model?: string;
   /** What the model thought before its answer; gone with the page, and never sent. */
   thoughts?: string;
   /** The answer was stopped, or broke off, before its end. */
@@ -20,8 +22,10 @@ export function turnsOf(value: unknown): Turn[] {
     if (typeof item !== "object" || item === null || !("role" in item) || !("content" in item)) return [];
     const { role, content } = item;
     if ((role !== "user" && role !== "assistant") || typeof content !== "string") return [];
-    const isPartial = "isPartial" in item && item.isPartial === true;
-    return [isPartial ? { role, content, isPartial } : { role, content }];
+    const turn: Turn = { role, content };
+    if ("model" in item && typeof item.model === "string") turn.model = item.model;
+    if ("isPartial" in item && item.isPartial === true) turn.isPartial = true;
+    return [turn];
   });
 }
 
