@@ -11,6 +11,7 @@ from martlet.tokenizers.huggingface import HuggingFaceTokenizer
 
 from .tokenizers.made_templates import CHATML, QWEN3
 from .tokenizers.made_tokenizers import byte_level, write_folder
+from .tokenizers.made_tool_templates import HERMES
 
 IM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 THINK = ["<think>", "</think>"]
@@ -23,10 +24,12 @@ _WIDTH = 256
 def write_chatting_model(make_model, folder: Path, *, template=QWEN3, reply=REPLY, **options):
     """A Llama of one layer that does nothing, so that its head alone decides what follows.
 
-    ``options`` are ``generation`` and ``config`` of the model, ``special`` and ``visible`` tokens
-    beside the usual ones, and settings of the tokenizer.
+    ``template`` may also be "hermes", for one that takes tools. ``options`` are ``generation`` and
+    ``config`` of the model, ``special`` and ``visible`` tokens beside the usual ones, and settings
+    of the tokenizer.
     """
     generation, config = options.pop("generation", {}), options.pop("config", {})
+    template = HERMES if template == "hermes" else template
     special, visible = options.pop("special", []), options.pop("visible", [])
     settings = {"eos_token": "<|im_end|>", "chat_template": template, **options}
     visible = [*visible, *(THINK if template == QWEN3 else [])]

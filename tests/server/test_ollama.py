@@ -112,7 +112,7 @@ def test_texts_are_embedded(server):
     [
         ("/api/chat", {"model": "none", "messages": HELLO}, 404, "none"),
         ("/api/chat", {"model": "cpm1-mini", "messages": HELLO}, 400, "eva-mini"),
-        ("/api/chat", {"model": "eva-mini", "messages": HELLO, "tools": [{}]}, 400, "tools"),
+        ("/api/chat", {"model": "eva-mini", "messages": HELLO, "tools": [{}]}, 400, "tool 1"),
         ("/api/chat", {"messages": HELLO}, 400, "model"),
         ("/api/generate", {"model": "cpm1-mini", "prompt": "x", "system": "y"}, 400, "system"),
         ("/api/generate", {"model": "cpm1-mini", "prompt": "x", "images": ["x"]}, 400, "images"),

@@ -5,6 +5,7 @@ Nothing is tokenised for it, so a refusal costs nothing: a character counts as a
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from martlet.errors import ContextLengthError, MartletError, OverloadedError
@@ -60,11 +61,12 @@ def cost_of(job: JobSpec, client: str) -> Cost:
     """What a job may take, from its characters and ``max_tokens``."""
     task = job["task"]
     texts: list[str | list[int]] = [
-        text
+        text if isinstance(text, str) else json.dumps(text)  # calls of tools
         for message in task.get("messages", ())
         for field, text in message.items()
         if field != "role"
     ]
+    texts += [json.dumps(task["tools"]["tools"])] if "tools" in task else []
     texts += task.get("pieces", [])
     texts += task.get("inputs", [])
     texts += [task.get("prompt", ""), task.get("text", ""), task.get("token_ids", [])]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from martlet.server.messages import Event, TokenDetails
+from martlet.server.messages import CallDetails, Event, TokenDetails
 
 __all__ = ["Answer", "ResultAnswer", "Tally", "Written", "finite_logprob", "new_id"]
 
@@ -38,10 +38,11 @@ class Answer(Protocol):
 
 @dataclass
 class Written:
-    """One text of an answer, and what the model thought before it, as far as they have come."""
+    """One text of an answer, what the model thought before it, and what it wants called so far."""
 
     text: str = ""
     thoughts: str = ""
+    calls: list[CallDetails] = field(default_factory=list)
     tokens: list[TokenDetails] = field(default_factory=list)
     finish_reason: str | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +72,8 @@ class Tally:
             choice.thoughts += event.get("text", "")
         else:
             choice.text += event.get("text", "")
+        if "call" in event:
+            choice.calls.append(event["call"])
         choice.tokens += event.get("tokens", ())
         if event["event"] == "finished":
             choice.finish_reason = event["finish_reason"]

@@ -39,6 +39,7 @@ class Choice:
         self._blank = 0
         self._tokens: list[list[TokenDetails]] = [[]]
         self._texts = TokenTexts(tokenizer)
+        self._has_called = False
 
     def tell(self, event: Started | TokenEvent | Finished) -> list[dict[str, Any]]:
         """The fields of the events that the server gets for one of the batch's."""
@@ -67,15 +68,19 @@ class Choice:
         fields: dict[str, Any] = {"event": "text", "text": piece.text}
         if piece.is_thought:
             fields["is_thought"] = True
+        if piece.call is not None:
+            self._has_called = True
+            fields["call"] = piece.call._asdict()
         return {**fields, "blank": piece.blank} if self._fills else fields
 
     def _finished(self, stats: Stats) -> dict[str, Any]:
         fill = self._prepared.fill
         if fill is not None:
             stats = fill.stats
+        reason = _FINISH_REASONS[stats.finish_reason]
         fields: dict[str, Any] = {
             "event": "finished",
-            "finish_reason": _FINISH_REASONS[stats.finish_reason],
+            "finish_reason": "tool_calls" if self._has_called and reason == "stop" else reason,
             "stats": {**asdict(stats), "tokens_per_second": stats.tokens_per_second},
         }
         if fill is not None:

@@ -15,6 +15,7 @@ from martlet.api.prepared import Prepared, PromptKind
 from martlet.engine.batch import Batch
 from martlet.engine.batch_text import Deliver, Failed, Started
 from martlet.engine.request import LARGEST_SEED, Finished, TokenEvent
+from martlet.engine.tools import tool_use
 from martlet.errors import MartletError, UnavailableError, UsageError
 from martlet.server.choice import Choice
 from martlet.server.messages import JobSpec, SubmitMessage, error_details
@@ -181,12 +182,14 @@ class Jobs:
     def _prepared(self, job: _Job, params: dict[str, Any]) -> Prepared:
         task = job.spec["task"]
         kind = cast(PromptKind, task["kind"])
+        tools = tool_use(**task["tools"]) if "tools" in task else None
         return self._model.prepare(
             kind,
             task[_PAYLOADS[kind]],  # type: ignore[literal-required]
             top_logprobs=job.spec["top_logprobs"],
             format=job.spec["format"],
             thinking=task.get("thinking"),
+            tools=tools,
             **params,
         )
 

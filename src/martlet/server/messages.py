@@ -18,6 +18,7 @@ from martlet.errors import (
 )
 
 __all__ = [
+    "CallDetails",
     "CancelMessage",
     "ConfigureMessage",
     "ErrorDetails",
@@ -29,6 +30,7 @@ __all__ = [
     "SubmitMessage",
     "Task",
     "TokenDetails",
+    "ToolTask",
     "error_details",
     "error_of",
 ]
@@ -38,17 +40,27 @@ _RETRY_AFTER_LOSS_SECONDS = 5.0
 TaskKind = Literal["chat", "complete", "write", "fill", "embed", "tokenize", "detokenize"]
 
 
+class ToolTask(TypedDict):
+    """Tools that a reply may or must call: the arguments of ``engine.tools.tool_use``."""
+
+    tools: list[Any]
+    choice: str | dict[str, Any] | None
+    takes_many: bool
+
+
 class Task(TypedDict):
     """What a model is asked to do; each kind has one more field.
 
-    chat: ``messages``, and ``thinking`` where the request turns that on or off; complete and write:
-    ``prompt``, a string or token ids; fill: ``pieces``, the parts of the text around its blanks;
-    embed: ``inputs``, each a string or token ids; tokenize: ``text``; detokenize: ``token_ids``.
+    chat: ``messages``, ``thinking`` where the request turns that on or off, and ``tools`` where it
+    offers some; complete and write: ``prompt``, a string or token ids; fill: ``pieces``, the parts
+    of the text around its blanks; embed: ``inputs``, each a string or token ids; tokenize:
+    ``text``; detokenize: ``token_ids``.
     """
 
     kind: TaskKind
-    messages: NotRequired[list[dict[str, str]]]
+    messages: NotRequired[list[dict[str, Any]]]
     thinking: NotRequired[bool]
+    tools: NotRequired[ToolTask]
     prompt: NotRequired[str | list[int]]
     pieces: NotRequired[list[str]]
     inputs: NotRequired[list[str | list[int]]]
@@ -108,6 +120,14 @@ class TokenDetails(TypedDict):
     top: NotRequired[list[TokenDetails]]
 
 
+class CallDetails(TypedDict):
+    """The call of a tool; ``arguments`` is the JSON of an object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ErrorDetails(TypedDict):
     """An error as the client shall see it; ``name`` is its class in martlet.errors."""
 
@@ -122,8 +142,8 @@ class Event(TypedDict):
 
     started: the choice left the queue (``prompt_tokens``, ``seed``).
     text: more of a choice (``text``, which may be empty; ``is_thought`` where it stands before the
-        answer; ``blank``: the index of the blank where blanks are filled; ``tokens`` where
-        log-probabilities were asked for).
+        answer; ``call`` in place of text: the call of a tool; ``blank``: the index of the blank
+        where blanks are filled; ``tokens`` where log-probabilities were asked for).
     finished: a choice is complete (``finish_reason``, ``stats``; ``fill``: text and blanks).
     result: the only event of embed, tokenize and detokenize (``value``, ``prompt_tokens``).
     error: the job has ended with all its choices.
@@ -137,9 +157,10 @@ class Event(TypedDict):
     seed: NotRequired[int]
     text: NotRequired[str]
     is_thought: NotRequired[bool]
+    call: NotRequired[CallDetails]
     blank: NotRequired[int]
     tokens: NotRequired[list[TokenDetails]]
-    finish_reason: NotRequired[Literal["stop", "length"]]
+    finish_reason: NotRequired[Literal["stop", "length", "tool_calls"]]
     stats: NotRequired[dict[str, Any]]
     fill: NotRequired[dict[str, Any]]
     value: NotRequired[Any]

@@ -17,7 +17,7 @@ from martlet.server.answers import ResultAnswer, Tally
 from martlet.server.backend import ServedModel
 from martlet.server.exchange import Exchange
 from martlet.server.failures import ApiError
-from martlet.server.messages import Event, Task
+from martlet.server.messages import CallDetails, Event, Task
 from martlet.server.ollama_fields import (
     OllamaChatRequest,
     OllamaEmbedRequest,
@@ -27,6 +27,7 @@ from martlet.server.ollama_fields import (
 from martlet.server.openai_embeddings import embed
 from martlet.server.openai_words import USUAL_TOKENS, job_spec, limited, reply_tokens
 from martlet.server.service import Service
+from martlet.server.tool_fields import ollama_call, tool_task
 from martlet.server.wire import NDJSON
 
 __all__ = [
@@ -58,6 +59,8 @@ class OllamaAnswer:
     def add(self, job: int, event: Event) -> Sequence[dict[str, Any]]:
         """A piece of the text."""
         self.tally.add(job, event)
+        if "call" in event:
+            return [{**self._words("", calls=[event["call"]]), "done": False}]
         text = event.get("text")
         if not text:
             return ()
@@ -72,18 +75,21 @@ class OllamaAnswer:
         """The text with its figures."""
         choices = self.tally.in_order()
         thoughts = "".join(choice.thoughts for choice in choices)
-        return self._last("".join(choice.text for choice in choices), thoughts)
+        calls = [call for choice in choices for call in choice.calls]
+        return self._last("".join(choice.text for choice in choices), thoughts, calls)
 
     def nothing(self, reason: str) -> dict[str, Any]:
         """The answer to a request that only wants the model to be in memory."""
         return {**self._words(""), "done": True, "done_reason": reason}
 
-    def _last(self, text: str, thoughts: str = "") -> dict[str, Any]:
-        choice = self.tally.in_order()[0]
+    def _last(
+        self, text: str, thoughts: str = "", calls: Sequence[CallDetails] = ()
+    ) -> dict[str, Any]:
+        reason = self.tally.in_order()[0].finish_reason
         return {
-            **self._words(text, thoughts),
+            **self._words(text, thoughts, calls),
             "done": True,
-            "done_reason": choice.finish_reason,
+            "done_reason": "stop" if reason == "tool_calls" else reason,
             "total_duration": _nanoseconds(time.monotonic() - self._start),
             "load_duration": 0,
             "prompt_eval_count": self.tally.prompt_tokens,
@@ -92,12 +98,17 @@ class OllamaAnswer:
             "eval_duration": _nanoseconds(self.tally.decode_seconds),
         }
 
-    def _words(self, text: str, thoughts: str = "") -> dict[str, Any]:
+    def _words(
+        self, text: str, thoughts: str = "", calls: Sequence[CallDetails] = ()
+    ) -> dict[str, Any]:
         words = {"model": self._name, "created_at": _time(time.time())}
         thinking = {"thinking": thoughts} if thoughts else {}
         if self._kind == "generate":
             return {**words, "response": text, **thinking}
-        return {**words, "message": {"role": "assistant", "content": text, **thinking}}
+        message: dict[str, Any] = {"role": "assistant", "content": text, **thinking}
+        if calls:
+            message["tool_calls"] = [ollama_call(call) for call in calls]
+        return {**words, "message": message}
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -123,7 +134,10 @@ async def chat(service: Service, request: Request) -> ASGIApp:
     answer = OllamaAnswer(body.model, "chat")
     if not body.messages:
         return JSONResponse(answer.nothing("load"))
-    task: Task = {"kind": "chat", "messages": [message.to_job() for message in body.messages]}
+    task: Task = {"kind": "chat", "messages": body.to_jobs()}
+    tools = tool_task(body.tools)
+    if tools is not None:
+        task["tools"] = tools
     return _exchange(service, request, model, body, task, answer)
 
 
@@ -232,6 +246,7 @@ async def show(service: Service, request: Request) -> ASGIApp:
         capabilities = sorted({_CAPABILITIES[task] for task in model.hello["tasks"]})
         capabilities += ["embedding"] if model.hello["can_embed"] else []
         capabilities += ["thinking"] if model.hello["thinks"] else []
+        capabilities += ["tools"] if "tools" in model.hello["chat_controls"] else []
     return JSONResponse(
         {
             "modelfile": "",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from martlet.engine.tools import MAX_TOOLS
 from martlet.server.failures import ApiError
 from martlet.server.fields import LARGEST_TOKENS, Body, Flag
 from martlet.server.llama_fields import LlamaSampling
@@ -87,31 +88,76 @@ class _Generation(_Named):
         return {"type": "json_object"} if self.format == "json" else None
 
 
+class OllamaFunction(Body):
+    """A function with its arguments."""
+
+    no_effect: ClassVar[frozenset[str]] = frozenset({"index"})
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaCall(Body):
+    """The call of a tool, as an earlier answer had it."""
+
+    no_effect: ClassVar[frozenset[str]] = frozenset({"id", "type"})
+
+    function: OllamaFunction
+
+
 class OllamaMessage(Body):
     """A turn of a dialogue."""
 
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "images": ([],),
-        "tool_calls": ([],),
-        "tool_name": ("",),
-    }
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"images": ([],)}
+    no_effect: ClassVar[frozenset[str]] = frozenset({"tool_call_id"})
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
     thinking: str | None = None
+    tool_calls: Annotated[list[OllamaCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_name: str | None = None
 
-    def to_job(self) -> dict[str, str]:
-        """The message as a model is sent it."""
-        message = {"role": self.role, "content": self.content}
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_calls_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    def to_job(self) -> dict[str, Any]:
+        """The message as a model is sent it, but for the ids of calls."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         return {**message, "reasoning_content": self.thinking} if self.thinking else message
 
 
 class OllamaChatRequest(_Generation):
     """The body of ``/api/chat``."""
 
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_Generation.refused, "tools": ([],)}
-
     messages: list[OllamaMessage] | None = None
+    tools: list[Any] | None = None
+
+    def to_jobs(self) -> list[dict[str, Any]]:
+        """The messages as a model is sent them.
+
+        Ollama's calls have no ids. What a tool gave answers the first open call of its name, or
+        the first of all where it does not say what tool it was.
+        """
+        messages, open_calls, num_calls = [], list[tuple[str, str]](), 0
+        for given in self.messages or ():
+            message = given.to_job()
+            if given.role == "tool":
+                found = next((c for c in open_calls if given.tool_name in (c[0], None)), None)
+                if found is not None:
+                    open_calls.remove(found)
+                    message["tool_call_id"] = found[1]
+            for call in message.get("tool_calls", ()):
+                call["id"] = f"call{num_calls:05}"
+                open_calls.append((call["function"]["name"], call["id"]))
+                num_calls += 1
+            messages.append(message)
+        return messages
 
 
 class OllamaGenerateRequest(_Generation):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from martlet.server.answers import Tally, Written, new_id
+from martlet.server.chat_messages import ChatMessage
 from martlet.server.exchange import Exchange
 from martlet.server.failures import ApiError
 from martlet.server.fields import Body, Flag, MaxTokens
@@ -27,67 +27,10 @@ from martlet.server.openai_words import (
 from martlet.server.response_format import ResponseFormat
 from martlet.server.service import Service
 from martlet.server.settings import ServerSettings
+from martlet.server.tool_fields import openai_call, tool_task
 from martlet.server.wire import SSE
 
-__all__ = ["ChatAnswer", "ChatRequest", "Content", "chat_job", "create_chat_completion"]
-
-
-def _joined(content: Any) -> Any:
-    """Parts of text as one text. Nothing that a part points to is ever fetched."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "unsupported_content_part",
-                "models here read text alone: a part of content must be "
-                '{{"type": "text", "text": "..."}}, got one of type {kind}',
-                {"kind": f"{kind:.40}" if isinstance(kind, str) else "none"},
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-_TEXT_PART = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-Content = Annotated[
-    str,
-    BeforeValidator(_joined),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}),
-]
-"""The text of a message, or the parts that it is made of."""
-
-
-class ChatMessage(Body):
-    """A turn of a dialogue."""
-
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "audio": (),
-        "function_call": (),
-        "name": (),
-        "refusal": (),
-        "tool_call_id": (),
-        "tool_calls": ([],),
-    }
-    no_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    reasoning_content: str | None = None
-
-    def to_job(self) -> dict[str, str]:
-        """The message as a model is sent it."""
-        # A developer's message is what a system's was called before.
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
-        if self.reasoning_content is not None:
-            message["reasoning_content"] = self.reasoning_content
-        return message
+__all__ = ["ChatAnswer", "ChatRequest", "chat_job", "create_chat_completion"]
 
 
 class TemplateSettings(Body):
@@ -114,14 +57,14 @@ class ChatRequest(GenerationFields):
         "chat_template": (),
         "continue_final_message": (False,),
         "documents": ([],),
-        "tool_choice": ("none", "auto"),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
-    no_effect: ClassVar[frozenset[str]] = GenerationFields.no_effect | {"parallel_tool_calls"}
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: Flag = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: Flag = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -144,13 +87,6 @@ class ChatRequest(GenerationFields):
             ApiError: 400.
         """
         self.check(settings, self.n or 1)
-        if self.tools:
-            raise ApiError(
-                400,
-                "unsupported_parameter",
-                "calling tools is not supported; leave tools out",
-                "tools",
-            )
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(
                 400, "invalid_value", "top_logprobs needs logprobs to be true", "top_logprobs"
@@ -168,13 +104,20 @@ class ChatRequest(GenerationFields):
 def chat_job(
     body: ChatRequest, settings: ServerSettings, usual_tokens: int = USUAL_TOKENS
 ) -> JobSpec:
-    """What the model is sent for a request; ``usual_tokens`` is how long its replies get."""
+    """What the model is sent for a request; ``usual_tokens`` is how long its replies get.
+
+    Raises:
+        ApiError: 400; tools are malformed, or more is asked for than the server allows.
+    """
     params = body.sampling()
     if body.max_completion_tokens is not None:
         params["max_tokens"] = body.max_completion_tokens
     task: Task = {"kind": "chat", "messages": [message.to_job() for message in body.messages]}
     if body.thinking is not None:
         task["thinking"] = body.thinking
+    tools = tool_task(body.tools, body.tool_choice, body.parallel_tool_calls is not False)
+    if tools is not None:
+        task["tools"] = tools
     return job_spec(
         task,
         limited(params, settings, usual_tokens),
@@ -200,6 +143,9 @@ class ChatAnswer:
         match event["event"]:
             case "started":
                 return [self._chunk(index, {"role": "assistant", "content": ""})]
+            case "text" if "call" in event:
+                call = openai_call(event["call"], len(choice.calls) - 1)
+                return [self._chunk(index, {"tool_calls": [call]}, tokens=event.get("tokens"))]
             case "text" if event.get("text") or event.get("tokens"):
                 part = "reasoning_content" if event.get("is_thought") else "content"
                 delta = {part: event.get("text", "")}
@@ -228,9 +174,12 @@ class ChatAnswer:
         }
 
     def _choice(self, index: int, choice: Written) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        content = None if choice.calls and not choice.text else choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if choice.thoughts:
             message["reasoning_content"] = choice.thoughts
+        if choice.calls:
+            message["tool_calls"] = [openai_call(call) for call in choice.calls]
         return {
             "index": index,
             "message": message,
