@@ -132,7 +132,7 @@ def test_an_existing_destination_is_kept_unless_it_may_be_replaced(tmp_path: Pat
     other = tmp_path / "letters"
     other.mkdir()
     (other / "dear.txt").write_text("x")
-    with pytest.raises(UsageError, match="not a model folder"):
+    with pytest.raises(UsageError, match="no folder that Martlet wrote"):
         write(other, overwrite=True)
     assert (other / "dear.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "model"]
@@ -201,7 +201,7 @@ def test_a_model_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None
 
 
 def test_a_folder_without_manifest_is_not_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"martlet\.json is missing"):
+    with pytest.raises(ModelNotFoundError, match=r"holds no model.*martlet convert"):
         open_store(tmp_path)
     with pytest.raises(ModelNotFoundError):
         open_store(tmp_path / "absent")

@@ -1,5 +1,5 @@
 from martlet.models.config import _ARCHITECTURES
-from martlet.models.family import TASKS_OF_FAMILY, families_for
+from martlet.models.family import TASKS_OF_FAMILY, who_can
 
 PUBLISHED = {"cpm1", "cpm2", "eva"}  # told apart from other models of their architecture
 
@@ -10,5 +10,6 @@ def test_every_architecture_has_a_task() -> None:
 
 
 def test_a_task_names_its_families() -> None:
-    assert families_for("fill") == ["cpm2", "t5"]
-    assert "gptj" in families_for("write")
+    assert who_can("fill") == "models of the family cpm2 or t5"
+    assert who_can("write") == "models of all families but eva and t5"
+    assert who_can("chat") == "models with a chat template and models of the family eva"

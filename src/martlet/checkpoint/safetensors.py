@@ -278,5 +278,6 @@ def _check_ranges(
     if end != size_bytes:
         what = "truncated" if end > size_bytes else "followed by bytes that belong to no tensor"
         raise ModelFileError(
-            f"{path}: the tensors end at byte {end:,}, the file has {size_bytes:,}: it is {what}"
+            f"{path}: the tensors end at byte {end:,}, the file has {size_bytes:,}: it is {what}; "
+            "fetch the file again"
         )

@@ -80,7 +80,7 @@ def inside_folder(folder: Path, name: object, *, named_by: Path) -> Path:
         raise ModelFileError(f"{named_by}: {name!r:.80} is not a plain file name")
     path = folder / str(name)
     if not path.is_file():
-        raise ModelFileError(f"{named_by}: names {name}, which is missing")
+        raise ModelFileError(f"{named_by}: names {name}, which is missing; fetch it too")
     root = folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):

@@ -185,8 +185,9 @@ def open_store(folder: Path) -> Store:
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
         raise ModelNotFoundError(
-            f"{folder} is not a model folder: {MANIFEST_NAME} is missing; "
-            f"make one with martlet convert SRC DST"
+            f"{folder} holds no model that runs as it is: neither {MANIFEST_NAME}, nor config.json "
+            f"with model.safetensors (or shards and their index), nor a GGUF file; martlet convert "
+            f"SRC DST makes a model folder of other checkpoints"
         )
     manifest_path = folder / MANIFEST_NAME
     manifest = read_manifest(manifest_path)

@@ -219,7 +219,9 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     if not any(destination.iterdir()):
         return
     if not (destination / MANIFEST_NAME).is_file():
-        raise UsageError(f"{destination} exists and is not a model folder; choose another name")
+        raise UsageError(
+            f"{destination} exists and is no folder that Martlet wrote; choose another name"
+        )
     if not overwrite:
         raise UsageError(f"{destination} exists; pass --overwrite to replace the model there")
 

@@ -76,7 +76,9 @@ class TensorTable:
         for name in names:
             if name in self._tensors:
                 return self._tensors[name]
-        raise ModelFileError(f"{self.path}: has no tensor {' or '.join(dict.fromkeys(names))}")
+        raise ModelFileError(
+            f"{self.path}: has no tensor {' or '.join(dict.fromkeys(names))}; fetch the model again"
+        )
 
     def shape(self, name: str, num_dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must have so many axes, none of them empty.

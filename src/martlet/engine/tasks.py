@@ -11,7 +11,7 @@ from torch import Tensor
 
 from martlet.engine.generator import Generator
 from martlet.errors import ContextLengthError, UsageError, VocabularyError
-from martlet.models.family import Task, families_for, tasks_of
+from martlet.models.family import Task, tasks_of, who_can
 from martlet.tokenizers.chat_template import ChatTemplate
 from martlet.tokenizers.tokenizer import SpecialTokens, Tokenizer
 
@@ -117,12 +117,9 @@ class TaskModel:
         """
         if task not in self.tasks:
             can = " or ".join(self.tasks)
-            others = f"models of the family {' or '.join(families_for(task))} can"
-            if task == "chat":
-                others = f"models with a chat template and {others}"
             raise UsageError(
                 f"{self.name} is of the family {self.family}, which can {can} but not {task}; "
-                f"{others}, {_BUNDLED[task]} for one"
+                f"{who_can(task)} can, {_BUNDLED[task]} for one"
             )
 
     def token(self, name: str) -> int:

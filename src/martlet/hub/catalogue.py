@@ -70,8 +70,8 @@ class Catalogue:
             return path
         if name and os.path.exists(path):
             raise ModelNotFoundError(
-                f"{path} is a file and neither a model folder nor GGUF; "
-                "make a folder from a checkpoint with martlet convert SRC DST"
+                f"{path} is a file and neither a model folder nor GGUF; give the folder that has "
+                "config.json and safetensors, or make one of it with martlet convert SRC DST"
             )
         own = self.models_dir / name
         if _is_plain(name) and (os.path.isdir(own) or is_gguf(own)):
@@ -106,6 +106,11 @@ class Catalogue:
 
     def not_found(self, name: str) -> str:
         """The message for a name that leads nowhere: what is near, and what there is."""
+        if name.startswith((".", "~", os.sep)):
+            return (
+                f"no model is called {name!r:.200}: there is nothing at that path; give that of a "
+                "model folder or GGUF file"
+            )
         names = [*BUNDLED, *(entry.name for entry in self.entries()), *cached_repos()]
         # "qwen3-8b" is near "Qwen/Qwen3-8B".
         spellings = {

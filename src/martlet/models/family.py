@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["TASKS_OF_FAMILY", "Task", "families_for", "tasks_of"]
+__all__ = ["TASKS_OF_FAMILY", "Task", "tasks_of", "who_can"]
 
 Task = Literal["fill", "write", "chat"]
 
@@ -43,6 +43,11 @@ def tasks_of(family: str, *, has_template: bool) -> tuple[Task, ...]:
     return ("chat", *tasks) if has_template and tasks and "chat" not in tasks else tasks
 
 
-def families_for(task: Task) -> list[str]:
-    """The families that can do a task."""
-    return [family for family, tasks in TASKS_OF_FAMILY.items() if task in tasks]
+def who_can(task: Task) -> str:
+    """The models that can do a task, as a message names them: by the fewer families."""
+    able = [family for family, tasks in TASKS_OF_FAMILY.items() if task in tasks]
+    unable = [family for family in TASKS_OF_FAMILY if family not in able]
+    if len(unable) < len(able):
+        return f"models of all families but {' and '.join(unable)}"
+    named = f"models of the family {' or '.join(able)}"
+    return f"models with a chat template and {named}" if task == "chat" else named

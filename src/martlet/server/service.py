@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from martlet.models.family import Task, families_for
+from martlet.models.family import Task, who_can
 from martlet.server.backend import Backend, ServedModel
 from martlet.server.bodies import read_object
 from martlet.server.failures import ApiError
@@ -77,17 +77,12 @@ class Service:
         there = (
             f"{' and '.join(others)} can here"
             if others
-            else f"no model here can, {_who_could(task)} could"
+            else f"no model here can, {who_can(task)} could"
         )
         return (
             f"{model.name} can {able} but not {task}; {there}; "
             f"{model.name} answers at {' and '.join(where)}"
         )
-
-
-def _who_could(task: Task) -> str:
-    families = f"those of the family {' or '.join(families_for(task))}"
-    return f"those with a chat template and {families}" if task == "chat" else families
 
 
 def _can(model: ServedModel, task: Task | None) -> bool:
