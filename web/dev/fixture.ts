@@ -126,7 +126,6 @@ function status(): object {
     num_slots: 8,
     num_running: Math.min(8, running.count),
     num_waiting: Math.max(0, running.count - 8),
-    max_queue: 64,
     cache_tokens: running.count * 60,
     cache_capacity_tokens: 4096,
     tokens_per_second: running.count * 20 + (running.count ? Math.random() * 8 : 0),

@@ -18,7 +18,6 @@ export interface ModelStatus {
   num_slots: number | null;
   num_running: number;
   num_waiting: number;
-  max_queue: number | null;
   cache_tokens: number | null;
   cache_capacity_tokens: number | null;
   tokens_per_second: number | null;

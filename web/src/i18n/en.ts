@@ -199,7 +199,6 @@ export const en = {
   "machine.queue": "Queue and slots",
   "machine.slots": "{running} of {slots} slots writing",
   "machine.waiting": "{n} waiting",
-  "machine.waitingOf": "{n} of {max} waiting",
   "machine.cache": "Cache: {used} of {total} tokens",
   "machine.facts": "Facts",
   "fact.state": "State",

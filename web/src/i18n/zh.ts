@@ -201,7 +201,6 @@ export const zh: Record<MessageKey, string> = {
   "machine.queue": "排队与位置",
   "machine.slots": "{slots} 个位置，{running} 个在写",
   "machine.waiting": "{n} 个在等",
-  "machine.waitingOf": "{n} 个在等（上限 {max}）",
   "machine.cache": "缓存：{used} / {total} 词元",
   "machine.facts": "概况",
   "fact.state": "状态",
