@@ -10,7 +10,7 @@ from martlet.engine.tools import tool_use
 from martlet.errors import ContextLengthError, UsageError
 
 from ..chatting import CHATML, write_chatting_model
-from ..tokenizers.made_tool_templates import HERMES, MISTRAL, XML
+from ..tokenizers.made_tool_templates import HERMES, LLAMA, MISTRAL, XML
 
 ADD = {
     "type": "function",
@@ -148,6 +148,25 @@ def test_a_call_can_be_forced_and_keeps_to_the_schema(caller, choice):
     text, (call,) = _written(caller, tools=tool_use([ADD], choice), max_tokens=60, seed=1)
     assert (text, call.name) == ("", "add")
     assert 1 <= json.loads(call.arguments)["a"] <= 5
+
+
+@pytest.mark.parametrize("template", [MISTRAL, LLAMA], ids=["mistral", "llama"])
+def test_other_forms_of_calls_can_be_forced_too(make_model, tmp_path, template):
+    pytest.importorskip("llguidance")
+    folder = write_chatting_model(
+        make_model,
+        tmp_path,
+        template=template,
+        reply=["4", "<|im_end|>"],
+        special=["[TOOL_CALLS]"],
+        bos_token="<|im_start|>",
+        config=LONG,
+    )
+    model = martlet.load(folder, device="cpu", context=900)
+    use = tool_use([ADD], "required", takes_many=False)
+    text, calls = _written(model, tools=use, max_tokens=80, seed=1, temperature=1.0)
+    assert (text, [call.name for call in calls]) == ("", ["add"])
+    assert 1 <= json.loads(calls[0].arguments)["a"] <= 5
 
 
 def test_a_forced_call_that_is_cut_off_is_text(caller):

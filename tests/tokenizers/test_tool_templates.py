@@ -139,7 +139,10 @@ def test_templates_without_tools_or_with_calls_in_another_form_have_none(made, t
     [
         ["<tool_call>\n{"],
         ["<tool_call>", "</tool_call>", "<arg_key>", '"name": ', '"arguments": '],
-        ["[TOOL_CALLS]", "[ARGS]"],
+        ["[TOOL_CALLS] [", "[ARGS]"],
+        ["[TOOL_CALLS]", '{"name": ', '"arguments": '],
+        ['in <tool_call></tool_call>: <tool_calls>[{"name": "x", "arguments": {}}]</tool_calls>'],
+        ['between <tool_call> and </tool_call>: {"name": "x", "arguments": {}}'],
         ['{"name": "x"}, "parameters": {}'],
         [],
     ],

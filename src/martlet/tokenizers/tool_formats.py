@@ -37,22 +37,22 @@ TOOL_FORMATS = {
 }
 """By name: that of Hermes and Qwen, of Mistral until 2024, of Llama 3.1 and later."""
 
-# What other forms write between the same marks.
-_OTHERS = ("<function=", "<arg_key>", "[ARGS]", "<parameter=", "[CALL_ID]")
-# The sentence with which Llama's template tells the model what to write.
-_LLAMA = re.compile(r'\{"name": [^{}"]*"parameters": ')
+# What other forms write between or beside the same marks.
+_OTHERS = ("<function=", "<arg_key>", "[ARGS]", "<tool_calls>")
+# How a template shows its model a call, which may be in several pieces of text (\0 between them).
+_SHOWN = {
+    "mistral": re.compile(r"\[TOOL_CALLS\] ?\["),
+    "hermes": re.compile(r'<tool_call>[\s\0]*\{[\s\0]*"name": .*"arguments": .*</tool_call>', re.S),
+    "llama": re.compile(r'\{"name": [^{}"]*"parameters": '),
+}
 
 
 def tool_format(literals: Iterable[str]) -> ToolFormat | None:
     """The form that a template shows its model, None for one that is not known here.
 
-    ``literals`` is the text that stands in the source of the template.
+    ``literals`` is the text that stands in the source of the template, piece by piece.
     """
     text = "\0".join(literals)
     if any(other in text for other in _OTHERS):
         return None
-    if "[TOOL_CALLS]" in text:
-        return TOOL_FORMATS["mistral"]
-    if "<tool_call>" in text and "</tool_call>" in text:
-        return TOOL_FORMATS["hermes"] if '"name": ' in text and '"arguments": ' in text else None
-    return TOOL_FORMATS["llama"] if _LLAMA.search(text) else None
+    return next((TOOL_FORMATS[name] for name, form in _SHOWN.items() if form.search(text)), None)
