@@ -33,7 +33,7 @@ settings.load_profile("martlet-ci" if os.environ.get("CI") else "martlet")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Dictionaries are built once for all tests, not in the user's cache, and in no home at all."""
-    if config.cache is not None:
+    if getattr(config, "cache", None) is not None:
         os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("cache-home"))
 
 
