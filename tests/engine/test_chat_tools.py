@@ -91,6 +91,8 @@ def test_what_a_tool_gave_is_read_where_it_answers_a_call(caller):
     (call,) = caller.chat(ASK, tools=[ADD]).tool_calls
     assert caller.chat(_asking([call], "13"), tools=[ADD]).tool_calls
     assert caller.chat(_asking([call], "13"))  # tools need not be offered again
+    deep = call._replace(arguments=_deep(64)["arguments"])
+    assert caller.chat(_asking([deep], "13"))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,8 @@ def test_what_a_tool_gave_is_read_where_it_answers_a_call(caller):
             lambda told, given: [_with(told, function={"name": "add", "arguments": "{"}), given],
             "no JSON of an object",
         ),
+        (lambda told, given: [_with(told, function=_deep(65)), given], "more than 64 deep"),
+        (lambda told, given: [_with(told, function=_deep(10**6)), given], "no JSON of an object"),
     ],
 )
 def test_calls_and_results_that_do_not_belong_together_are_refused(caller, change, words):
@@ -130,6 +134,10 @@ def test_calls_and_results_that_do_not_belong_together_are_refused(caller, chang
 def _call(call_id):
     function = {"name": "add", "arguments": "{}"}
     return {"id": call_id, "type": "function", "function": function}
+
+
+def _deep(levels):
+    return {"name": "add", "arguments": '{"a": ' + "[" * levels + "]" * levels + "}"}
 
 
 def _with(told, **fields):

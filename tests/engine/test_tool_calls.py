@@ -81,6 +81,7 @@ def test_calls_are_taken_out_of_an_answer(form, text, told):
         '{"name": "add", "arguments": {"a": ' + "9" * 5000 + "}}",
         '{"name": "sub", "arguments": {}}',
         '{"name": ["add"], "arguments": {}}',
+        '{"name": "add", "arguments": {"a": "\\ud800"}}',
         '{"arguments": {}}',
         '{"a": ' + "[" * 100_000,
         "{}",

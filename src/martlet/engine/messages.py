@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from martlet.engine.tools import TOOL_NAME
+from martlet.engine.tools import TOOL_NAME, is_shallow
 from martlet.errors import UsageError
 
 __all__ = ["checked_messages", "has_tools"]
@@ -17,6 +17,7 @@ _NEEDED = frozenset({"role", "content"})
 # What an assistant thought, for templates that show it again; OpenAI's clients send it so.
 _THOUGHTS = "reasoning_content"
 _OTHERS = {"assistant": {_THOUGHTS, "tool_calls"}, "tool": {"tool_call_id"}}
+_MOST_DEPTH = 64
 _CALL_ID = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 
 
@@ -105,9 +106,10 @@ def _checked_arguments(where: str, arguments: object) -> dict[str, Any]:
         copy = json.loads(json.dumps(given, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         copy = None
-    if not isinstance(copy, dict):
+    if not isinstance(copy, dict) or not is_shallow(copy, _MOST_DEPTH):
         raise UsageError(
-            f"the arguments of {where} are no JSON of an object; send them as the model gave them"
+            f"the arguments of {where} are no JSON of an object, or nested more than "
+            f"{_MOST_DEPTH} deep; send them as the model gave them"
         )
     return copy
 

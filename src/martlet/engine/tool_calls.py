@@ -171,9 +171,9 @@ class CallSplitter:
         """The calls that some JSON stands for; None where it is anything else."""
         try:
             value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+            calls = [self._one(each) for each in (value if isinstance(value, list) else [value])]
         except ValueError:
             return None
-        calls = [self._one(each) for each in (value if isinstance(value, list) else [value])]
         known = [call for call in calls if call is not None]
         if not calls or len(known) < len(calls):
             return None
@@ -185,8 +185,10 @@ class CallSplitter:
         name, arguments = value.get("name"), value.get(self._format.arguments, {})
         if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
+        spelled = json.dumps(arguments, ensure_ascii=False)
+        spelled.encode()  # half a surrogate pair is no text
         call_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_NUM_ID_CHARACTERS))
-        return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(call_id, name, spelled)
 
 
 class _JsonEnd:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from martlet.errors import UsageError
 from martlet.tokenizers.tool_formats import ToolFormat
 
-__all__ = ["MAX_TOOLS", "MAX_TOOLS_BYTES", "TOOL_NAME", "ToolUse", "tool_use"]
+__all__ = ["MAX_TOOLS", "MAX_TOOLS_BYTES", "TOOL_NAME", "ToolUse", "is_shallow", "tool_use"]
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 64 << 10
@@ -162,18 +162,23 @@ def _checked_tool(where: str, tool: object) -> dict[str, Any]:
     return {"type": "function", "function": given}
 
 
-def _require_small(tools: list[dict[str, Any]]) -> None:
-    level: list[Any] = [tool["function"].get("parameters", {}) for tool in tools]
-    for _ in range(_MOST_DEPTH):
+def is_shallow(value: Any, most_depth: int) -> bool:
+    """Whether lists and objects are nested at most so deep; found without recursion."""
+    level = [value]
+    for _ in range(most_depth + 1):
         level = [
             inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value)
+            for part in level
+            for inner in (part.values() if isinstance(part, dict) else part)
             if isinstance(inner, dict | list)
         ]
         if len(level) > MAX_TOOLS_BYTES:
-            break
-    if level:
+            return False
+    return not level
+
+
+def _require_small(tools: list[dict[str, Any]]) -> None:
+    if not is_shallow([tool["function"].get("parameters", {}) for tool in tools], _MOST_DEPTH):
         _refuse(
             f"parameters of tools are nested more than {_MOST_DEPTH} deep, or have no end; "
             "simplify them"
