@@ -4,7 +4,7 @@ export type Task = "fill" | "chat" | "write";
 export type ModelState = "loading" | "ready" | "restarting" | "failed";
 export type Tier = "gpu" | "ram" | "disk";
 /** What a chat may be told beside its turns. */
-export type ChatControl = "system" | "thinking";
+export type ChatControl = "system" | "thinking" | "tools";
 export type Phase = "encode" | "prefill" | "decode";
 
 export interface ModelStatus {
