@@ -14,7 +14,8 @@ import tokenizers
 from martlet.errors import VocabularyError
 from martlet.tokenizers.gguf_splits import SPLITS
 from martlet.tokenizers.gguf_state import tokenizer_config, tokenizer_state
-from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, Kind, read_gguf_vocabulary
+from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, read_gguf_vocabulary
+from martlet.tokenizers.piece_kind import PieceKind
 from martlet.tokenizers.huggingface import HuggingFaceTokenizer
 
 WORDS = [
@@ -141,15 +142,15 @@ def keys_of(
     ids = range(pieces.get_piece_size())
     kinds, tokens = [], []
     for i in ids:
-        token, kind = pieces.id_to_piece(i), Kind.NORMAL
+        token, kind = pieces.id_to_piece(i), PieceKind.NORMAL
         if pieces.is_unknown(i):
-            kind = Kind.UNKNOWN
+            kind = PieceKind.UNKNOWN
         elif pieces.is_control(i):
-            kind = Kind.CONTROL
+            kind = PieceKind.CONTROL
         elif pieces.is_byte(i):
-            kind = Kind.BYTE
+            kind = PieceKind.BYTE
         elif token in defined:
-            kind, token = Kind.USER_DEFINED, token.replace("\u2581", " ")
+            kind, token = PieceKind.USER_DEFINED, token.replace("\u2581", " ")
         kinds.append(int(kind))
         tokens.append(token)
     return {
@@ -219,8 +220,14 @@ def byte_level(name: str) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         "pre": name,
         "tokens": [*tokens, "<tool>"],
         "token_type": [
-            *(int(Kind.CONTROL if token == "<|end|>" else Kind.NORMAL) for token in tokens),
-            int(Kind.USER_DEFINED),
+            *(
+            *(
+                int(PieceKind.CONTROL if token == "<|end|>" else PieceKind.NORMAL)
+                for token in tokens
+            ),
+                for token in tokens
+            ),
+            int(PieceKind.USER_DEFINED),
         ],
         "merges": [" ".join(pair) for pair in state["model"]["merges"]],
         "eos_token_id": 0,

@@ -9,6 +9,7 @@ from typing import Any
 from martlet.conversion.gguf_keys import ArchitectureKeys
 from martlet.conversion.gguf_tensors import GGUFTensors
 from martlet.errors import ModelFileError
+from martlet.models.gemma3 import SLIDING_PATTERN, SLIDING_THETA
 
 __all__ = ["ARCHITECTURES", "gguf_config"]
 
@@ -17,8 +18,6 @@ Config = dict[str, Any]
 # llama.cpp takes the scale of queries of these sizes of Gemma from the width of the model; the
 # files do not have it.
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
-_GEMMA3_LOCAL_THETA = 10_000.0
-_GEMMA3_PATTERN = 6
 _MINICPM_BASE_WIDTH, _MINICPM_EMBEDDING, _MINICPM_DEPTH = 256, 12.0, 1.4
 
 
@@ -165,12 +164,12 @@ def _gemma3(keys: ArchitectureKeys, tensors: GGUFTensors) -> Config:
     if isinstance(pattern, list) and len(pattern) == num_layers:
         windows = [bool(value) for value in pattern]
     elif pattern is None or type(pattern) is int:
-        period = keys.size("attention.sliding_window_pattern", _GEMMA3_PATTERN)
+        period = keys.size("attention.sliding_window_pattern", SLIDING_PATTERN)
         windows = [(index + 1) % period != 0 for index in range(num_layers)]
     else:
         raise keys.bad("attention.sliding_window_pattern", pattern, "a number or a flag a layer")
     config["layer_types"] = [f"{'sliding' if near else 'full'}_attention" for near in windows]
-    local = keys.number("rope.freq_base_swa", _GEMMA3_LOCAL_THETA)
+    local = keys.number("rope.freq_base_swa", SLIDING_THETA)
     config["rope_parameters"] = {
         "full_attention": config["rope_parameters"],
         "sliding_attention": {"rope_theta": local, "rope_type": "default"},

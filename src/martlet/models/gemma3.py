@@ -16,7 +16,7 @@ from martlet.models.rope_fields import RopeForm, read_rotary
 from martlet.models.rotary_config import read_layer_kinds, read_sizes
 from martlet.models.rotary_decoder import Extras
 
-__all__ = ["Gemma3", "Gemma3Config"]
+__all__ = ["SLIDING_PATTERN", "SLIDING_THETA", "Gemma3", "Gemma3Config"]
 
 _DEFAULTS = replace(
     GEMMA_DEFAULTS,
@@ -33,9 +33,10 @@ _SIZES = {
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
 }
-_SLIDING_THETA = 10000.0
-# Of so many layers the last is a full one.
-_PATTERN = 6
+SLIDING_THETA = 10000.0
+"""The base of sliding layers where no file tells it."""
+SLIDING_PATTERN = 6
+"""Of so many layers the last is a full one, where no file tells it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class Gemma3(Gemma2):
 
 def _kinds(fields: Fields, num_layers: int) -> tuple[str, ...]:
     """The kind of each layer, by list or by how many there are to a full one."""
-    every = fields.size("sliding_window_pattern", _PATTERN)
+    every = fields.size("sliding_window_pattern", SLIDING_PATTERN)
     # transformers repeats it under this name.
     fields.require("_sliding_window_pattern", every)
     pattern = ["sliding" if (index + 1) % every else "full" for index in range(num_layers)]
@@ -112,7 +113,7 @@ def _kinds(fields: Fields, num_layers: int) -> tuple[str, ...]:
 def _sliding_rotary(fields: Fields, sizes: Mapping[str, Any]) -> Rotary:
     """The rotation of sliding layers: a group of its own, or a base of its own."""
     groups, head_dim = fields.get("rope_parameters"), sizes["head_dim"]
-    theta = fields.positive("rope_local_base_freq", _SLIDING_THETA)
+    theta = fields.positive("rope_local_base_freq", SLIDING_THETA)
     if not groups:
         return Rotary(head_dim, theta)
     both = {"full_attention", "sliding_attention"}

@@ -6,8 +6,9 @@ from typing import Any
 
 from martlet.errors import VocabularyError
 from martlet.tokenizers.gguf_splits import SPLITS, Split
-from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, Kind
+from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary
 from martlet.tokenizers.merges import merges_by_score
+from martlet.tokenizers.piece_kind import PieceKind
 
 __all__ = ["tokenizer_config", "tokenizer_state"]
 
@@ -26,14 +27,14 @@ def tokenizer_state(vocabulary: GGUFVocabulary) -> _Json:
         {
             "id": token_id,
             "content": token,
-            "special": kinds[token_id] != Kind.USER_DEFINED,
+            "special": kinds[token_id] != PieceKind.USER_DEFINED,
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
         }
         for token_id, token in enumerate(vocabulary.tokens)
-        if kinds[token_id] not in (Kind.NORMAL, Kind.BYTE)
+        if kinds[token_id] not in (PieceKind.NORMAL, PieceKind.BYTE)
     ]
     state = _byte_level(vocabulary) if vocabulary.model == "gpt2" else _pieces(vocabulary)
     return {"version": "1.0", "added_tokens": added, "post_processor": None} | state
@@ -123,7 +124,7 @@ def _merges_by_score(vocabulary: GGUFVocabulary) -> list[list[str]]:
         VocabularyError: there are no scores, or pieces too long to be cut in every way.
     """
     entries = zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True)
-    scores = {token: score for token, kind, score in entries if kind == Kind.NORMAL}
+    scores = {token: score for token, kind, score in entries if kind == PieceKind.NORMAL}
     merges = merges_by_score(scores, vocabulary.path)
     if not any(vocabulary.scores):
         raise VocabularyError(

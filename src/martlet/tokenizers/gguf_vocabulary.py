@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from martlet.errors import VocabularyError
+from martlet.tokenizers.piece_kind import PieceKind
 
-__all__ = ["GGUFVocabulary", "Kind", "read_gguf_vocabulary"]
+__all__ = ["GGUFVocabulary", "read_gguf_vocabulary"]
 
 _PREFIX = "tokenizer.ggml."
 _MAX_TOKENS = 1 << 20
@@ -26,17 +26,6 @@ _ENDS = (
     "<|endoftext|>",
     "<|end_of_text|>",
 )
-
-
-class Kind(IntEnum):
-    """What a token is, as the files number it."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any], path: Path) -> GGUFVocabul
     count = len(tokens)
     if not 0 < count <= _MAX_TOKENS:
         raise VocabularyError(f"{path}: {count:,} tokens, 1 to {_MAX_TOKENS:,} are possible")
-    kinds = _list(metadata, path, "token_type", int) or [int(Kind.NORMAL)] * count
+    kinds = _list(metadata, path, "token_type", int) or [int(PieceKind.NORMAL)] * count
     scores = _list(metadata, path, "scores", float) or [0.0] * count
     for name, values in (("token_type", kinds), ("scores", scores)):
         if len(values) != count:
@@ -110,7 +99,9 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any], path: Path) -> GGUFVocabul
         for name in ("eos", "eot", "eom")
         if (token_id := _id(metadata, path, name, count)) is not None
     }
-    ends |= {i for i, token in enumerate(tokens) if token in _ENDS and kinds[i] == Kind.CONTROL}
+    ends |= {
+        i for i, token in enumerate(tokens) if token in _ENDS and kinds[i] == PieceKind.CONTROL
+    }
     return GGUFVocabulary(
         path=path,
         model=str(model),
@@ -148,7 +139,7 @@ def _different(tokens: list[str], kinds: list[int], path: Path) -> list[str]:
     names = []
     for token_id, token in enumerate(tokens):
         if token in seen:
-            if kinds[token_id] in (Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE):
+            if kinds[token_id] in (PieceKind.NORMAL, PieceKind.USER_DEFINED, PieceKind.BYTE):
                 raise VocabularyError(f"{path}: the token {token!r:.60} occurs twice")
             token = f"{token}#{token_id}"
         seen.add(token)

@@ -6,13 +6,13 @@ import base64
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from martlet.errors import VocabularyError
 from martlet.tokenizers.huggingface import HuggingFaceTokenizer
 from martlet.tokenizers.merges import merges_by_score
+from martlet.tokenizers.piece_kind import PieceKind
 from martlet.tokenizers.special_names import (
     SpecialNames,
     read_optional_object,
@@ -30,17 +30,6 @@ _TRAINED = {3: int, 35: int, 40: int, 41: int, 42: int}
 _NORMALIZES = {2: bytes, 3: int, 4: int}
 _State = dict[str, Any]
 _Fields = dict[int, Any]
-
-
-class _Kind(IntEnum):
-    """What a piece is, as SentencePiece numbers it."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True)
@@ -91,10 +80,10 @@ def load_sentencepiece_folder(path: Path) -> HuggingFaceTokenizer:
 def _state_of(model: _Model, names: SpecialNames, config: Mapping[str, Any], path: Path) -> _State:
     pieces = _renamed(model.pieces, names)
     added = [
-        {"id": i, "content": piece.text, "special": piece.kind != _Kind.USER_DEFINED}
+        {"id": i, "content": piece.text, "special": piece.kind != PieceKind.USER_DEFINED}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         for i, piece in enumerate(pieces)
-        if piece.kind in (_Kind.UNKNOWN, _Kind.CONTROL, _Kind.USER_DEFINED)
+        if piece.kind in (PieceKind.UNKNOWN, PieceKind.CONTROL, PieceKind.USER_DEFINED)
     ]
     has_prefix = bool(model.normalizes.get(3, True))
     if type(given := config.get("add_prefix_space")) is bool:
@@ -134,7 +123,7 @@ def _normalizers(model: _Model) -> list[dict[str, Any]]:
 
 def _library_model(model: _Model, pieces: list[_Piece], path: Path) -> dict[str, Any]:
     has_bytes = bool(model.trained.get(35, False))
-    unknown = next((i for i, piece in enumerate(pieces) if piece.kind == _Kind.UNKNOWN), None)
+    unknown = next((i for i, piece in enumerate(pieces) if piece.kind == PieceKind.UNKNOWN), None)
     if model.trained.get(3, _UNIGRAM) == _UNIGRAM:
         vocabulary = [[piece.text, piece.score] for piece in pieces]
         return {
@@ -143,7 +132,7 @@ def _library_model(model: _Model, pieces: list[_Piece], path: Path) -> dict[str,
             "vocab": vocabulary,
             "byte_fallback": has_bytes,
         }
-    scores = {piece.text: piece.score for piece in pieces if piece.kind == _Kind.NORMAL}
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == PieceKind.NORMAL}
     return {
         "type": "BPE",
         "vocab": {piece.text: i for i, piece in enumerate(pieces)},
@@ -160,7 +149,7 @@ def _renamed(pieces: list[_Piece], names: SpecialNames) -> list[_Piece]:
     for token in names.added:
         token_id = token["id"]
         if token_id < len(renamed) and renamed[token_id].text != token["content"]:
-            kind = _Kind.CONTROL if token.get("special") else _Kind.USER_DEFINED
+            kind = PieceKind.CONTROL if token.get("special") else PieceKind.USER_DEFINED
             renamed[token_id] = _Piece(token["content"], renamed[token_id].score, kind)
     return renamed
 
@@ -194,7 +183,7 @@ def _read_model(path: Path) -> _Model:
 def _piece(data: bytes) -> _Piece:
     fields = dict(_fields_of(data))
     (score,) = struct.unpack("<f", fields[2]) if 2 in fields else (0.0,)
-    kind = int(fields.get(3, _Kind.NORMAL))
+    kind = int(fields.get(3, PieceKind.NORMAL))
     return _Piece(fields[1].decode("utf-8"), score if abs(score) < 1e9 else 0.0, kind)
 
 

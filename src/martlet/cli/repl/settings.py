@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from martlet.cli.options import SamplingOptions
 from martlet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,18 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings"]
 
-_NAMES = (
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "stop",
-    "seed",
-)
+_NAMES = tuple(field.name for field in dataclasses.fields(SamplingOptions))
 _WHOLE = ("max_tokens", "top_k", "seed")
 _DEFAULT = "default"
 
