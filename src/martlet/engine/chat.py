@@ -115,30 +115,49 @@ def chat(
     """
     model.require("chat")
     if model.template is None:
-        if options.tools is not None:
-            raise _without_tools(model.name, "has no chat template")
-        if options.thinking:
-            raise UsageError(
-                f"{model.name} has no switch for thinking: models of the family {model.family} "
-                "do not think before they answer; leave thinking out"
-            )
-        return ChatRequest(answer_turns(model, messages, params, options.max_input_tokens))
+        return _without_template(model, messages, params, options)
+    return _by_template(model, model.template, messages, params, options)
+
+
+def _without_template(
+    model: TaskModel,
+    messages: Sequence[Mapping[str, Any]],
+    params: SamplingParams,
+    options: ChatOptions,
+) -> ChatRequest:
+    if options.tools is not None:
+        raise _without_tools(model.name, "has no chat template")
+    if options.thinking:
+        raise UsageError(
+            f"{model.name} has no switch for thinking: models of the family {model.family} "
+            "do not think before they answer; leave thinking out"
+        )
+    return ChatRequest(answer_turns(model, messages, params, options.max_input_tokens))
+
+
+def _by_template(
+    model: TaskModel,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    params: SamplingParams,
+    options: ChatOptions,
+) -> ChatRequest:
     is_bare = options.is_bare or options.must_call
     thinking = options.thinking
-    if is_bare and model.template.has_switch:
+    if is_bare and template.has_switch:
         thinking = False
     checked = checked_messages(messages)
-    form = _tool_format(model.name, model.template) if options.tools or has_tools(checked) else None
-    asked = _Asked(model, model.template, thinking, options)
+    form = _tool_format(model.name, template) if options.tools or has_tools(checked) else None
+    asked = _Asked(model, template, thinking, options)
     prompt = _fitting_prompt(asked, checked, params)
     if is_bare and prompt.begins == "thought":
         raise UsageError(
             f"{model.name} always thinks before it answers, which leaves no room for a format; "
             "ask for plain text"
         )
-    end_ids = model.end_ids | model.template.end_ids
+    end_ids = model.end_ids | template.end_ids
     # A call that is forced has its mark before it already.
-    marks = model.template.call_marks if options.tools and not options.must_call else {}
+    marks = template.call_marks if options.tools and not options.must_call else {}
     request = Request(
         context=Context(prompt.token_ids),
         params=params,
