@@ -221,10 +221,7 @@ def byte_level(name: str) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         "tokens": [*tokens, "<tool>"],
         "token_type": [
             *(
-            *(
                 int(PieceKind.CONTROL if token == "<|end|>" else PieceKind.NORMAL)
-                for token in tokens
-            ),
                 for token in tokens
             ),
             int(PieceKind.USER_DEFINED),

@@ -62,9 +62,8 @@ def load_architecture(config: Mapping[str, Any]) -> Architecture:
     if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         known = ", ".join(sorted(_ARCHITECTURES))
         shown = repr(model_type)[:60]
-        own_code = " and code of its own, which is never run" if config.get("auto_map") else ""
         raise ModelFileError(
-            f"config.json has model_type {shown}{own_code}; supported are {known}; take a model of "
-            "one of these, or a newer Martlet"
+            f"config.json has model_type {shown}; supported are {known}; code that comes with a "
+            "model is never run, so take a model of one of these, or a newer Martlet"
         )
     return _ARCHITECTURES[model_type](config)
