@@ -1,10 +1,12 @@
 """Chats in which a model calls tools: offered, forced, and answered."""
 
 import json
+import sys
 
 import pytest
 
 import martlet
+from martlet.engine import grammars
 from martlet.engine.request import Finished
 from martlet.engine.tools import tool_use
 from martlet.errors import ContextLengthError, UsageError
@@ -175,6 +177,14 @@ def test_other_forms_of_calls_can_be_forced_too(make_model, tmp_path, template):
     text, calls = _written(model, tools=use, max_tokens=80, seed=1, temperature=1.0)
     assert (text, [call.name for call in calls]) == ("", ["add"])
     assert 1 <= json.loads(calls[0].arguments)["a"] <= 5
+
+
+def test_without_the_package_for_grammars_no_call_is_forced(caller, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.setattr(grammars, "_all_grammars", {})
+    with pytest.raises(UsageError, match=r'pip install "martlet\[structured\]"'):
+        caller.prepare("chat", ASK, tools=tool_use([ADD], "required"))
+    assert caller.chat(ASK, tools=[ADD]).tool_calls  # what is not forced needs none
 
 
 def test_a_forced_call_that_is_cut_off_is_text(caller):
