@@ -15,8 +15,8 @@ from martlet.errors import VocabularyError
 from martlet.tokenizers.gguf_splits import SPLITS
 from martlet.tokenizers.gguf_state import tokenizer_config, tokenizer_state
 from martlet.tokenizers.gguf_vocabulary import GGUFVocabulary, read_gguf_vocabulary
-from martlet.tokenizers.piece_kind import PieceKind
 from martlet.tokenizers.huggingface import HuggingFaceTokenizer
+from martlet.tokenizers.piece_kind import PieceKind
 
 WORDS = [
     "the",
