@@ -185,7 +185,7 @@ class Model(Reader):
     ) -> str | TextStream:
         """What the model makes of a prompt, whatever its family.
 
-        CPM-1, GPT-2, Llama and CPM-2 go on with it, until the context is full at most; T5 does
+        Decoder-only models and CPM-2 go on with it, until the context is full at most; T5 does
         what it says; EVA answers it as a turn. With ``stream=True`` an iterator of pieces.
         ``format`` makes the text JSON: ``{"type": "json_object"}``, or one that fits a schema:
         ``{"type": "json_schema", "schema": {...}}``; it is whole where ``max_tokens`` suffices.

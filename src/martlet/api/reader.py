@@ -35,7 +35,7 @@ class Reader:
 
     @property
     def family(self) -> str:
-        """Which prompt formats it knows: "cpm1", "cpm2", "eva", "gpt2", "llama" or "t5"."""
+        """Which prompt formats it knows: "cpm1", "cpm2", "eva", else its model type, as "qwen3"."""
         return self._model.family
 
     @property
