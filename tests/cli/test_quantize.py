@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import martlet as martlet_package
 from martlet.cli.quantize import command
@@ -24,6 +25,16 @@ def test_quantize_tells_of_every_block_and_ends_with_a_line(martlet, tiny_cpm1, 
     shown = json.loads(martlet("show", tmp_path / "small", "--json").stdout)
     assert shown["quantize"] == "int4"
     assert martlet_package.load(tmp_path / "small").write("却说", max_tokens=3, seed=1)
+
+
+def test_without_a_text_the_folder_holds_what_loading_makes(martlet, make_hub_folder, tmp_path):
+    source = make_hub_folder()
+    done = martlet("quantize", source, tmp_path / "small", "--device", "cpu")
+    assert done.code == 0, done.stderr
+    assert "gpt2, nearest" in done.stdout
+    loaded, saved = (martlet_package.load(each) for each in (source, tmp_path / "small"))
+    assert (loaded.weight_type, saved.weight_type) == ("int8", "int8")
+    assert torch.equal(loaded.logits([1, 2, 3]), saved.logits([1, 2, 3]))
 
 
 def test_quantize_json_has_the_report_of_all_layers(martlet, tiny_eva, tmp_path):
@@ -48,7 +59,7 @@ def test_quantize_json_has_the_report_of_all_layers(martlet, tiny_eva, tmp_path)
         (("--format", "int3"), 2, "int4-gN"),
         (("--method", "awq"), 2, "--method"),
         (("--calibration", "missing.txt"), 2, "cannot be read"),
-        ((), 2, "--calibration FILE"),
+        (("--method", "gptq"), 2, "--calibration FILE"),
         (("--method", "nearest", "--ram", "10MiB"), 4, "--ram"),
     ],
 )

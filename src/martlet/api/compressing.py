@@ -69,8 +69,8 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
     src: str | Path,
     dst: str | Path,
     *,
-    method: str = "gptq",
-    format: str = "int4-g64",
+    method: str | None = None,
+    format: str | None = None,
     head: str | None = None,
     embedding: str | None = None,
     edges: str | None = None,
@@ -97,9 +97,11 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
         dst: the new model folder.
         method: "nearest" rounds each weight to the nearest integer under searched ranges; "gptq"
             lets integers make up for each other's errors; "scaled" scales input channels by what
-            comes in; "scaled+gptq" does both. All but "nearest" need ``calibration``.
+            comes in; "scaled+gptq" does both. All but "nearest" need ``calibration``. None is
+            "gptq" with it and "nearest" without.
         format: of all matrices, as "int4-g64"; ``head``, ``embedding`` and ``edges`` (the first and
-            last block of each stack) have it where nothing else is said.
+            last block of each stack) have it where nothing else is said. None is "int4-g64" with
+            ``calibration`` and without it "int8", as models of floats are loaded.
         head: format of the output matrix.
         embedding: format of the token table.
         edges: format of the first and the last block of each stack.
@@ -125,6 +127,8 @@ def quantize(  # noqa: PLR0913  (the options of one command, all by keyword)
     """
     started = time.perf_counter()
     dst = Path(dst)
+    usual = ("nearest", "int8") if calibration is None else ("gptq", "int4-g64")
+    method, format = method or usual[0], format or usual[1]
     chosen = Method(method)
     recipe = Recipe.parse(format, head=head, embedding=embedding, edges=edges, rules=rules)
     limits = Limits(gpu_memory, ram, device)
@@ -289,6 +293,6 @@ def _float_folder(src: str | Path) -> OpenedModel:
     if folder.files.quantize != "none":
         raise UsageError(
             f"{src} holds {folder.files.quantize} weights already; compression starts from float "
-            "weights, so convert the original checkpoint with martlet convert SRC DST"
+            "weights, and martlet convert SRC DST writes these as they are, or narrower"
         )
     return folder

@@ -1,4 +1,4 @@
-"""martlet quantize: from a float model folder to one of integers, with calibration."""
+"""martlet quantize: from a float model to a folder of integers, with calibration or without."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--method",
     type=click.Choice(["nearest", "gptq", "scaled", "scaled+gptq"]),
-    default="gptq",
-    show_default=True,
-    help="How integers are chosen; all but nearest need --calibration.",
+    default=None,
+    help="How integers are chosen; all but nearest need --calibration. Left out, gptq with it and "
+    "nearest without.",
 )
 @click.option(
     "--format",
     "format",
     type=TEXT,
-    default="int4-g64",
-    show_default=True,
-    help="int8, int4 (groups of 32), int8-gN, int4-gN or int4-gN-asym with N 32, 64 or 128.",
+    default=None,
+    metavar="FORMAT",
+    help="int8, int4 (groups of 32), int8-gN, int4-gN or int4-gN-asym with N 32, 64 or 128. Left "
+    "out, int4-g64 with --calibration and int8 without.",
 )
 @click.option("--head", type=TEXT, metavar="FORMAT", help="Format of the output matrix.")
 @click.option("--embedding", type=TEXT, metavar="FORMAT", help="Format of the token table.")
