@@ -63,7 +63,7 @@ def load_architecture(config: Mapping[str, Any]) -> Architecture:
         known = ", ".join(sorted(_ARCHITECTURES))
         shown = repr(model_type)[:60]
         raise ModelFileError(
-            f"config.json has model_type {shown}; supported are {known}; code that comes with a "
-            "model is never run, so take a model of one of these, or a newer Martlet"
+            f"config.json has model_type {shown}; supported are {known}; take a model of one of "
+            "these (code that comes with a model is never run)"
         )
     return _ARCHITECTURES[model_type](config)
