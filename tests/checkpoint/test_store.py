@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from martlet.checkpoint.planned import PlannedBlock, PlannedWeight
+from martlet.checkpoint.safetensors import read_header
 from martlet.checkpoint.store import open_store
 from martlet.checkpoint.writer import StoreContents, StoreWriter
 from martlet.compression.groups import quantize_groups
@@ -90,16 +91,15 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
 def test_blocks_are_aligned_contiguous_and_disjoint(tmp_path: Path) -> None:
     store = open_store(write(tmp_path / "model"))
     end = 0
-    for name in store.block_names:
-        path, offset, nbytes = store.block_file(name)
-        assert offset % 4096 == 0 and offset >= end
-        end = offset + nbytes
-        assert nbytes == store.block_nbytes(name)
-        raw = path.read_bytes()[offset:end]
-        assert bytes(store.block_bytes(name).numpy()) == raw
-        for tensor in store.block_tensors(name):
-            assert tensor.offset % 64 == 0
-            assert tensor.offset + tensor.nbytes <= nbytes
+    for block in store.manifest.blocks:
+        assert block.offset % 4096 == 0 and block.offset >= end
+        end = block.offset + block.nbytes
+        assert block.nbytes == store.block_nbytes(block.name)
+        entries = read_header(store.folder / block.file).tensors
+        for name in block.tensors:
+            assert entries[name].offset % 64 == 0
+            assert block.offset <= entries[name].offset
+            assert entries[name].offset + entries[name].nbytes <= end
     assert store.nbytes == sum(map(store.block_nbytes, store.block_names))
     assert store.block("fixed")["shared.weight"].data_ptr() % 4096 == 0
 
@@ -114,7 +114,7 @@ def test_the_files_are_plain_safetensors_for_anyone(tmp_path: Path) -> None:
 
 def test_big_models_are_cut_between_blocks(tmp_path: Path) -> None:
     store = open_store(write(tmp_path / "model", num_layers=3, max_file_bytes=8192))
-    files = [store.block_file(name)[0].name for name in store.block_names]
+    files = [block.file for block in store.manifest.blocks]
     assert (
         files == ["model-00001-of-00002.safetensors"] * 2 + ["model-00002-of-00002.safetensors"] * 2
     )
@@ -297,8 +297,7 @@ def test_groups_are_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert [(w.name, w.format.name) for w in store.block_weights("fixed") if w.format] == list(
         FORMATS.items()
     )
-    entries = store.block_tensors("fixed")
-    assert [entry.name for entry in entries] == [
+    assert list(store.manifest.blocks[0].tensors) == [
         *("a", "a_scale", "a_row_scale"),
         *("b", "b_scale", "b_zero", "b_row_scale"),
         *("c", "c_scale", "c_row_scale"),

@@ -1,8 +1,9 @@
 """The run-time compiler and its cache, with the real NVRTC and no card."""
 
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,23 +97,30 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
     assert read_code("key") is None
 
 
-def _write_many(home: str, key: str, cubin: bytes) -> None:
-    os.environ["XDG_CACHE_HOME"] = home
-    for _ in range(50):
-        write_code(key, cubin)
+# A key, and of which byte, how often repeated, the code is.
+WRITE_MANY = """
+import sys
+from martlet.kernels.code_cache import write_code
+
+for _ in range(50):
+    write_code(sys.argv[1], bytes([int(sys.argv[2])]) * int(sys.argv[3]))
+"""
 
 
 def test_writers_at_the_same_time_never_leave_half_a_file(cache_home):
-    key, codes = cache_key(["concurrent"]), [bytes([n]) * (100_000 + n) for n in range(3)]
-    context = multiprocessing.get_context("spawn")
-    home = str(cache_home.parent.parent)
-    writers = [context.Process(target=_write_many, args=(home, key, code)) for code in codes]
+    key, sizes = cache_key(["concurrent"]), [100_000, 100_001, 100_002]
+    codes = [bytes([n]) * size for n, size in enumerate(sizes)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache_home.parent.parent)}
     write_code(key, codes[0])
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE_MANY, key, str(n), str(size)], env=environment
+        )
+        for n, size in enumerate(sizes)
+    ]
+    while any(writer.poll() is None for writer in writers):
         assert read_code(key) in codes
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert [path.name for path in cache_home.iterdir()] == [f"{key}.cubin"]
 
 

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from martlet.checkpoint.listed import listed_weights
 from martlet.checkpoint.manifest import (
@@ -28,30 +24,13 @@ from martlet.checkpoint.shards import inside_folder, read_json_object
 from martlet.errors import ModelFileError, ModelNotFoundError
 from martlet.quantization.scheme import StoredWeight
 
-__all__ = ["BlockTensor", "Store", "VerifyProgress", "open_store"]
+__all__ = ["Store", "VerifyProgress", "open_store"]
 
 GENERATION_NAME = "generation_config.json"
 _HASH_CHUNK_BYTES = 8 << 20
 
 VerifyProgress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, name of the file or tensor)."""
-
-
-@dataclass(frozen=True)
-class BlockTensor:
-    """One tensor of a block, for executors that move a block as one run of bytes.
-
-    ``name`` is the key inside the block; scales and zeros of integers are entries of their own.
-
-    Units:
-        offset: bytes from the start of the block.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 class Store:
@@ -106,31 +85,6 @@ class Store:
     def block_nbytes(self, name: str) -> int:
         """Bytes of one block as it lies in the file, alignment gaps included."""
         return self._blocks[name].nbytes
-
-    def block_file(self, name: str) -> tuple[Path, int, int]:
-        """File, offset and size in bytes of one block: one contiguous range."""
-        block = self._blocks[name]
-        return self.folder / block.file, block.offset, block.nbytes
-
-    def block_bytes(self, name: str) -> Tensor:
-        """The contiguous range of a block as (nbytes,) uint8, a view of the mapped file."""
-        block = self._blocks[name]
-        return self._maps[block.file].file.tensor(block.offset, torch.uint8, (block.nbytes,))
-
-    def block_tensors(self, name: str) -> tuple[BlockTensor, ...]:
-        """Where each tensor lies inside ``block_bytes(name)``."""
-        block = self._blocks[name]
-        entries = self._maps[block.file].header.tensors
-        return tuple(
-            BlockTensor(
-                name=full_name.removeprefix(block.prefix),
-                dtype=entries[full_name].dtype,
-                shape=entries[full_name].shape,
-                offset=entries[full_name].offset - block.offset,
-                nbytes=entries[full_name].nbytes,
-            )
-            for full_name in block.tensors
-        )
 
     def block_weights(self, name: str) -> tuple[PlannedWeight, ...]:
         """Shape and format of each weight of a block, in file order; names are as in the file."""

@@ -89,7 +89,7 @@ def describe(name: str, files: ModelFiles) -> dict[str, Any]:
         "tasks": list(dict.fromkeys((*(["chat"] if has_chat_template else []), *tasks))),
         "quantize": files.quantize,
         "loaded_as": files.usual_quantize,
-        "context_tokens": load_architecture(files.config).max_positions,
+        "context_tokens": load_architecture(files.config, files.location).max_positions,
         "has_chat_template": has_chat_template,
         "licence": read_licence(files.location),
         "parameters": sum(weight.numel for weight in weights),

@@ -56,7 +56,7 @@ class HuggingFaceSource:
         has_head = "lm_head.weight" in self._table
         self.family, self.config = read_config(folder, raw, has_head=has_head)
         self.generation = read_generation(folder)
-        self._architecture = load_architecture(self.config)
+        self._architecture = load_architecture(self.config, folder)
         self.tokenizer: TokenizerFiles | None = find_tokenizer(
             self.family, self._architecture.vocab_size, [folder], tokenizer
         )

@@ -78,7 +78,7 @@ class OpenedModel:
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
-        self.architecture: Architecture = load_architecture(files.config)
+        self.architecture: Architecture = load_architecture(files.config, files.location)
         require_fitting(files, self.architecture.block_specs())
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from martlet.errors import ModelFileError
@@ -51,13 +52,24 @@ _ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], Architecture]] = {
 }
 
 
-def load_architecture(config: Mapping[str, Any]) -> Architecture:
+def load_architecture(config: Mapping[str, Any], location: Path | None = None) -> Architecture:
     """The architecture that a config.json describes.
+
+    ``location`` is where it was read, which errors then begin with.
 
     Raises:
         ModelFileError: the model type is unknown, a field is missing or malformed, or a field asks
             for something that would change results and is not implemented.
     """
+    try:
+        return _load(config)
+    except ModelFileError as error:
+        if location is None:
+            raise
+        raise ModelFileError(f"{location}: {error}") from None
+
+
+def _load(config: Mapping[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         known = ", ".join(sorted(_ARCHITECTURES))

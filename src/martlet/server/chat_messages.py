@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from martlet.engine.tools import MAX_TOOLS
-from martlet.server.fields import Body
+from martlet.server.fields import Body, CallingMessage
 
 __all__ = ["ChatMessage", "Content"]
 
@@ -60,7 +60,7 @@ class MessageCall(Body):
     function: CalledFunction
 
 
-class ChatMessage(Body):
+class ChatMessage(CallingMessage):
     """A turn of a dialogue."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -76,13 +76,6 @@ class ChatMessage(Body):
     reasoning_content: str | None = None
     tool_calls: Annotated[list[MessageCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _allow_calls_alone(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
 
     def to_job(self) -> dict[str, Any]:
         """The message as a model is sent it."""

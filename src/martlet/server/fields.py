@@ -75,6 +75,17 @@ class Body(BaseModel):
         return {name: field for name, field in value.items() if field is not None}
 
 
+class CallingMessage(Body):
+    """A message that may have calls of tools instead of content."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_calls_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+
 def _is_same(given: Any, allowed: Any) -> bool:
     return type(given) is type(allowed) and bool(given == allowed)
 

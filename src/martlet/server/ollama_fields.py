@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from martlet.engine.tools import MAX_TOOLS
 from martlet.server.failures import ApiError
-from martlet.server.fields import LARGEST_TOKENS, Body, Flag
+from martlet.server.fields import LARGEST_TOKENS, Body, CallingMessage, Flag
 from martlet.server.llama_fields import LlamaSampling
 from martlet.server.response_format import checked_schema
 
@@ -105,7 +105,7 @@ class OllamaCall(Body):
     function: OllamaFunction
 
 
-class OllamaMessage(Body):
+class OllamaMessage(CallingMessage):
     """A turn of a dialogue."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"images": ([],)}
@@ -116,13 +116,6 @@ class OllamaMessage(Body):
     thinking: str | None = None
     tool_calls: Annotated[list[OllamaCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _allow_calls_alone(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
 
     def to_job(self) -> dict[str, Any]:
         """The message as a model is sent it, but for the ids of calls."""
