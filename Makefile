@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The CPU build is enough for the tests and the bundled models; a GPU machine sets TORCH="torch" or installs its own build.
 TORCH ?= torch==2.13.0
-# Tests that run at a time.
+# Tests that run at a time, and which: TESTS="not gpu and not browser" adds the slow ones, as CI does.
 JOBS ?= 2
+TESTS ?= not gpu and not browser and not slow
 
 .PHONY: install run serve test test-browser check fix bench docs web web-check clean
 .DEFAULT_GOAL := run
@@ -26,7 +27,7 @@ serve: install
 	$(BIN)/martlet serve
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not browser"
+	$(BIN)/python -m pytest -n $(JOBS) -m "$(TESTS)"
 
 # The web app in Debian's Chromium, against a server with the bundled models.
 test-browser: install

@@ -1,4 +1,4 @@
-"""Measure loading a model of a published size from sharded safetensors in the page cache.
+"""Measure loading a model of a published size from files in the page cache.
 
     python benchmarks/load_shape.py write llama-8b /tmp/llama-8b
     python benchmarks/load_shape.py load /tmp/llama-8b --quantize int8 --device cuda
@@ -8,7 +8,7 @@
 ``write`` makes a folder as the hub has it, bfloat16, whose weights are noise. ``load`` reads its
 files once, so that they are in the page cache, and loads the model in a process of its own; a row
 has the seconds, bytes of files a second and the peaks of memory. ``packed`` writes the integers as
-a model folder first, and loads that.
+a model folder first, and loads that. ``gguf_shape.py`` writes a folder for ``load`` too.
 """
 
 import argparse
@@ -90,11 +90,23 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], noise: memoryv
             end -= file.write(noise[: min(len(noise), end)])
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold weights."""
+    return sorted((*folder.glob("*.safetensors"), *folder.glob("*.gguf")))
+
+
+def layout_of(folder: Path) -> str:
+    """Whose layout a folder has: Martlet's own, the hub's, or one GGUF file."""
+    if (folder / "martlet.json").is_file():
+        return "martlet"
+    return "hub" if (folder / "config.json").is_file() else "gguf"
+
+
 def warm(folder: Path) -> int:
     """Read all weights of a folder, so that they are in the page cache; bytes of them."""
     total = 0
     buffer = bytearray(_CHUNK_BYTES)
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 total += count
@@ -127,7 +139,7 @@ class _AnonymousWatch:
 def load_here(options: argparse.Namespace) -> apart.Row:
     """Load the folder in this process, and what it took."""
     folder = Path(options.folder)
-    file_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    file_bytes = sum(path.stat().st_size for path in weight_files(folder))
     before = peak_rss_bytes()
     is_cuda = options.device == "cuda"
     watch = GpuMemoryWatch(nvml_reader(0) if is_cuda else None)
@@ -149,7 +161,7 @@ def load_here(options: argparse.Namespace) -> apart.Row:
         seconds = time.perf_counter() - started
     return {
         "shape": folder.name,
-        "layout": "martlet" if (folder / "martlet.json").is_file() else "hub",
+        "layout": layout_of(folder),
         "quantize": options.quantize or "usual",
         "device": torch.cuda.get_device_name() if is_cuda else "cpu",
         "gpu_memory": options.gpu_memory,

@@ -56,7 +56,7 @@ def render_loads(rows: Iterable[Row], words: dict[str, str]) -> str:
         gpu_bytes = row["peak_gpu_process_bytes"]
         lines.append(
             [
-                f"{row['shape']}, {row['quantize']}",
+                _weights_of(row),
                 words["threads"].format(**row) if row["device"] == "cpu" else row["device"],
                 f"{row['file_bytes'] / 1e9:.1f} GB",
                 f"{row['load_seconds']:.1f} s",
@@ -74,6 +74,11 @@ def render_loads(rows: Iterable[Row], words: dict[str, str]) -> str:
             words["loads_where"].format(**origin),
         ]
     )
+
+
+def _weights_of(row: Row) -> str:
+    """The shape and what its weights become; of a GGUF file the folder's name says the types."""
+    return row["shape"] if row["layout"] == "gguf" else f"{row['shape']}, {row['quantize']}"
 
 
 def _is_like(one: Row, other: Row) -> bool:

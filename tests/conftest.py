@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -32,7 +33,12 @@ settings.load_profile("martlet-ci" if os.environ.get("CI") else "martlet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Dictionaries are built once for all tests, not in the user's cache, and in no home at all."""
+    """What this process and those that tests start inherit, however pytest itself was started.
+
+    Dictionaries are built once for all tests, not in the user's cache, and in no home at all. A
+    shell without job control lets what it starts in the background ignore Ctrl-C.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config, "cache", None) is not None:
         os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("cache-home"))
 

@@ -45,11 +45,13 @@ def num_chinese(text):
     return len(re.findall("[\u4e00-\u9fff]", text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ALONE)
 def test_each_example_runs_and_prints_chinese(example):
     assert num_chinese(run(example)) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", CLIENTS)
 def test_each_client_gets_its_answer_from_a_server(example, address):
     assert num_chinese(run(example, address)) > 8

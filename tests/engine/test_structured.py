@@ -66,6 +66,7 @@ def _check_person(person):
     assert len(person["weapons"]) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_twenty_seeds_give_json_that_fits_the_schema(models, name):
     options = {"max_tokens": 200, "temperature": 1.2}

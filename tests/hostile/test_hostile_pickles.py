@@ -253,6 +253,7 @@ def test_a_zip_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         read_index(path)
 
 
+@pytest.mark.slow
 def test_a_pickle_that_asks_for_memory_without_end_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", {"a": torch.zeros(2)})
     # A list that holds the one before it twice, 60 times: small in memory, endless to walk through.

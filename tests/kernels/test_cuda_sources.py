@@ -15,6 +15,12 @@ SOURCES = sorted(
     if entry.name.endswith(".cu")
 )
 
+# The oldest card and the one that our figures are of in every run; the others where there is time.
+QUICK = ("sm_61", "sm_90a")
+CARDS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES
+]
+
 # Of a thread. A few registers over a limit that occupancy asks for cost less than a block fewer
 # would; an array that went to device memory is hundreds of bytes.
 MAX_SPILL_BYTES = 128
@@ -26,7 +32,7 @@ def test_every_source_has_a_row_of_variants() -> None:
 
 
 # A source and a card a case, so that workers share them evenly.
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CARDS)
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_compiles_and_keeps_its_registers(name: str, architecture: str) -> None:
     source, nvrtc = read_source(name), find_nvrtc(architecture)

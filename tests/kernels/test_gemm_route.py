@@ -74,6 +74,7 @@ def test_every_chosen_kernel_fits_into_shared_memory() -> None:
         assert 32 * (route.block_rows + 4) * 4 <= shared_bytes <= 49 << 10
 
 
+@pytest.mark.slow
 def test_no_chosen_kernel_of_hopper_runs_out_of_registers() -> None:
     choices = {
         (kernel_choice(route, 0, size.is_gated)[0], route.tokens, route.groups, size.is_gated)

@@ -232,6 +232,7 @@ def test_a_job_that_takes_longer_than_allowed_is_ended():
         run(check())
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_some_hundred_jobs_of_which_many_are_left(wide):
     run, model = wide
     draw = random.Random(4)
@@ -426,6 +427,7 @@ def few_objects():
     gc.unfreeze()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_objects")
 def test_the_event_loop_is_never_blocked_while_models_load_and_decode():
     async def check():

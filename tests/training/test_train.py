@@ -57,6 +57,7 @@ def run_training(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", prepare.TOKENIZERS)
 def test_a_trained_model_converts_and_loads(run_training, tmp_path: Path, model: str) -> None:
     report = run_training(model, "--steps", "3")
@@ -74,6 +75,7 @@ def test_a_writer_learns_a_text_that_repeats(run_training) -> None:
     assert report["history"][-1]["valid_bits"] < 9
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher_that_was_saved(run_training, tmp_path: Path) -> None:
     run_training("cpm1-teacher", "--steps", "2")
     report = run_training("cpm1-mini", "--steps", "2", "--teacher", str(tmp_path / "cpm1-teacher"))

@@ -33,6 +33,7 @@ def test_weights_fit_the_package_and_are_those_of_the_manifest(name):
     assert (folder / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_the_writer_knows_its_language(models):
     """Held-out prose costs far less than the 6.64 bits a character of 5-grams on the same books."""
     score = models["cpm1-mini"].score_text(HELD_OUT.read_text(encoding="utf-8"))
