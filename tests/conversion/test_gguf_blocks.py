@@ -27,6 +27,15 @@ FACTORS = {
     "Q3_K": (108,),
     "Q6_K": (208,),
 }
+
+
+@pytest.fixture(autouse=True, params=["torch", "native"])
+def _route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch as small matrices, or by native code as large ones."""
+    least = 0 if request.param == "native" else 1 << 60
+    monkeypatch.setattr("martlet.conversion.gguf_blocks._NATIVE_FROM_ELEMENTS", least)
+
+
 EXACT = ("Q8_0", "Q4_0", "Q5_0")
 ASYMMETRIC = ("Q4_1", "Q4_K")
 

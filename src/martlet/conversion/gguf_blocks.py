@@ -7,11 +7,13 @@
     the others         int8-g32, rounded to nearest
 
 A row is worked on with some others, so that little memory is needed beside the result, by as many
-threads as torch has.
+threads as torch has. Native code does the same steps several times faster, where there is a
+compiler; what is written here says what it has to give, number for number.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,11 +24,20 @@ from torch import Tensor
 from martlet.conversion.gguf_values import PARTS, fifth_bits, halves, scales_and_minima, values
 from martlet.device.threads import cpu_threads
 from martlet.errors import ModelFileError
+from martlet.kernels.cpu.block_rows import BlockReader, find_block_reader
 from martlet.quantization.block_types import BlockType
 from martlet.quantization.formats import WeightFormat
 from martlet.quantization.scheme import GroupedTensor
 
-__all__ = ["FLOATS", "FORMATS", "grouped_weight", "supported_types"]
+__all__ = [
+    "FLOATS",
+    "FORMATS",
+    "fill_by_native_code",
+    "fill_by_torch",
+    "grouped_weight",
+    "new_weight",
+    "supported_types",
+]
 
 FLOATS: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
@@ -48,6 +59,7 @@ FORMATS: Mapping[str, WeightFormat] = {
 """The format that each type of blocks takes."""
 
 _TILE_ELEMENTS = 1 << 20  # of the rows that are worked on at a time: they stay in the caches
+_NATIVE_FROM_ELEMENTS = 1 << 20
 # Beyond this many steps a number that stands for zero does not fit into float16. The numbers of
 # such a group are nearly all the same, and the lowest stands for all of them.
 _LARGEST_ZERO = 60_000.0
@@ -83,8 +95,49 @@ def grouped_weight(data: Tensor, kind: BlockType, name: str) -> GroupedTensor:
     """
     out_features, row_bytes = data.shape
     shape = torch.Size((out_features, row_bytes // kind.nbytes * kind.elements))
-    weight = _empty(shape, FORMATS[kind.name])
-    step = max(1, _TILE_ELEMENTS // max(1, shape[1]))
+    weight = new_weight(shape, kind)
+    # Native code may have to be compiled first, which small matrices do not repay.
+    is_large = shape.numel() >= _NATIVE_FROM_ELEMENTS
+    if not (is_large and fill_by_native_code(weight, data, kind, name)):
+        fill_by_torch(weight, data, kind, name)
+    return weight
+
+
+def fill_by_native_code(weight: GroupedTensor, data: Tensor, kind: BlockType, name: str) -> bool:
+    """Write all of a weight as ``grouped_weight`` does; False where there is no native code."""
+    reader = _native_reader(kind)
+    if reader is None:
+        return False
+    row = reader(data.contiguous(), kind, weight)
+    if row is not None:
+        raise _not_finite(name, row)
+    return True
+
+
+@functools.cache
+def _native_reader(kind: BlockType) -> BlockReader | None:
+    """The native code if it gives what is given here, for blocks of any bytes."""
+    reader = find_block_reader()
+    if reader is None:
+        return None
+    bytes_ = torch.arange(64 * 4 * kind.nbytes) * 2654435761 >> 7 & 0xBF  # no infinite float16
+    data = bytes_.to(torch.uint8).view(64, -1)
+    ours, theirs = (new_weight(torch.Size((64, 4 * kind.elements)), kind) for _ in "12")
+    fill_by_torch(ours, data, kind, "")
+    if reader(data, kind, theirs) is not None:
+        return None
+    return reader if all(map(torch.equal, _tensors(ours), _tensors(theirs))) else None
+
+
+def _tensors(weight: GroupedTensor) -> list[Tensor]:
+    made = (weight.data, weight.scale, weight.row_scale, weight.zero)
+    return [tensor for tensor in made if tensor is not None]
+
+
+def fill_by_torch(weight: GroupedTensor, data: Tensor, kind: BlockType, name: str) -> None:
+    """Write all of a weight as ``grouped_weight`` does."""
+    out_features, columns = weight.shape
+    step = max(1, _TILE_ELEMENTS // max(1, columns))
     is_inference = torch.is_inference_mode_enabled()
 
     def work(start: int) -> None:
@@ -98,23 +151,22 @@ def grouped_weight(data: Tensor, kind: BlockType, name: str) -> GroupedTensor:
     if workers <= 1:
         for start in starts:
             work(start)
-        return weight
+        return
     # Each works on rows of its own: these operations are too small to share one among threads.
     with cpu_threads(1), ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(work, starts):
             pass
-    return weight
 
 
-def _empty(shape: torch.Size, format: WeightFormat) -> GroupedTensor:
+def new_weight(shape: torch.Size, kind: BlockType) -> GroupedTensor:
+    """A weight for blocks of a type; nothing is written yet."""
     rows, columns = shape
+    format = FORMATS[kind.name]
     is_int8 = format.bits == 8
     groups = (rows, columns // 32)
+    size, dtype = (columns, torch.int8) if is_int8 else (columns // 2, torch.uint8)
     return GroupedTensor(
-        torch.empty(
-            (rows, columns if is_int8 else columns // 2),
-            dtype=torch.int8 if is_int8 else torch.uint8,
-        ),
+        torch.empty((rows, size), dtype=dtype),
         torch.empty(groups, dtype=torch.float16),
         torch.empty(rows, dtype=torch.float32),
         shape,
@@ -192,13 +244,18 @@ def _rounded(numbers: Tensor) -> _Groups:
 
 
 def _check_finite(groups: _Groups, name: str, start: int) -> None:
-    for factors in (groups.step, groups.lowest):
-        if factors is not None and not bool(torch.isfinite(factors).all()):
-            row = start + int(torch.isfinite(factors).all(dim=1).logical_not().nonzero()[0, 0])
-            raise ModelFileError(
-                f"{name}: row {row} has a scale that is infinite or not a number; "
-                f"the file is damaged or overflowed when it was made"
-            )
+    is_finite = torch.isfinite(groups.step).all(dim=1)
+    if groups.lowest is not None:
+        is_finite &= torch.isfinite(groups.lowest).all(dim=1)
+    if not bool(is_finite.all()):
+        raise _not_finite(name, start + int(is_finite.logical_not().nonzero()[0, 0]))
+
+
+def _not_finite(name: str, row: int) -> ModelFileError:
+    return ModelFileError(
+        f"{name}: row {row} has a scale that is infinite or not a number; "
+        f"the file is damaged or overflowed when it was made"
+    )
 
 
 def _store(groups: _Groups, rows: GroupedTensor) -> None:
@@ -231,8 +288,9 @@ def _row_scale(step: Tensor) -> Tensor:
     row some of its bits, the factor is 1, as in the file.
     """
     largest = step.abs().amax(dim=1) if step.shape[1] else step.new_zeros(len(step))
-    exponent = torch.log2(torch.where(largest > 0, largest, 1.0)).ceil().clamp(-120, 120)
-    row_scale = torch.exp2(exponent)
+    mantissa, exponent = torch.frexp(largest)
+    exponent -= (mantissa == 0.5).to(exponent.dtype)
+    row_scale = torch.exp2(exponent.clamp(-120, 120).to(torch.float32))
     moved = (step / row_scale[:, None]).to(torch.float16).to(torch.float32) * row_scale[:, None]
     stayed = step.to(torch.float16).to(torch.float32)
     is_worse = ((moved - step).abs() > (stayed - step).abs()).any(dim=1)
