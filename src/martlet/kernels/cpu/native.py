@@ -1,8 +1,9 @@
 """From C to machine code for this very processor, by the system's own compiler.
 
-Only what multiplies weights in groups or rounds large ones needs it, and only when that is first
-used: about a second, then the code is in the user's cache. Where there is no compiler, an image or
-a package may bring the library beside its source, compiled for every processor with AVX2.
+Only what multiplies weights in groups, rounds large ones or reads GGUF files needs it, and only
+when that is first used: about a second, then the code is in the user's cache. Where there is no
+compiler, an image or a package may bring the library beside its source, compiled for every
+processor with AVX2.
 """
 
 from __future__ import annotations
