@@ -10,15 +10,31 @@ from martlet.cli.output import prompt_with_standard_input, say
 from martlet.errors import UsageError
 
 
-def test_a_pipe_that_stays_open_is_named_while_it_is_waited_for(monkeypatch, capsys):
+class Listening(io.StringIO):
+    """A stderr that tells when some words are on it."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.has_words = threading.Event()
+        self._words = words
+
+    def write(self, text):
+        count = super().write(text)
+        if self._words in self.getvalue():
+            self.has_words.set()
+        return count
+
+
+def test_a_pipe_that_stays_open_is_named_while_it_is_waited_for(monkeypatch):
     monkeypatch.setattr(output, "_SECONDS_BEFORE_A_WORD", 0.01)
+    stderr = Listening("waiting for the end of stdin")
+    monkeypatch.setattr(sys, "stderr", stderr)
     reading, writing = os.pipe()
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
 
         def write_later():
-            while "waiting for the end of stdin" not in capsys.readouterr().err:
-                pass
+            stderr.has_words.wait(60)
             os.write(writing, "一行".encode())
             os.close(writing)
 
@@ -26,6 +42,7 @@ def test_a_pipe_that_stays_open_is_named_while_it_is_waited_for(monkeypatch, cap
         writer.start()
         assert prompt_with_standard_input("你好") == "你好\n\n一行"
         writer.join()
+    assert stderr.has_words.is_set()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n"])
